@@ -1,0 +1,72 @@
+"""Stage 1: pretraining. The model reads text and learns to predict each next token.
+
+reads    dataset/pretrain.bin   packed ids (data_process.py pretrain); or a folder of shards; or raw .jsonl / .csv / .txt
+writes   out/pretrain_<dim>[_moe].pth   the base model, with a .json that describes it and a .jsonl log
+
+    python 1-pretrain.py --data_path dataset/pretrain.bin --preset small
+    torchrun --nproc_per_node 2 1-pretrain.py --use_wandb
+    python 1-pretrain.py --preset tiny --dim 320 --max_steps 2000       every field of the model is a flag
+
+Stopped (ctrl-C, kill, power)? The same command continues where it was. Next: python 2-eval.py
+"""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from model.chat import load_tokenizer
+from model.dataset import PretrainDataset, split_rows, tokenizer_of
+from model.LMConfig import PRESETS, LMConfig, config_for
+from model.model import Transformer
+from trainer import args, parallel
+from trainer.checkpoint import load_model, prepare_out_dir
+from trainer.config import TrainConfig
+from trainer.loop import Data, fit
+from trainer.losses import language_model_loss
+
+DEFAULTS = {"data_path": "dataset/pretrain.bin"}
+
+
+def parse(argv):
+    """The command line → (TrainConfig, preset name, the LMConfig fields that were typed)."""
+    parser = args.make_parser(__doc__)
+    args.add_flag(parser, "preset", default="small", help=f"model shape: {', '.join(PRESETS)} (default: small)")
+    args.add_fields(parser.add_argument_group("training"), TrainConfig, DEFAULTS)
+    args.add_fields(parser.add_argument_group("model shape (default: the preset's)"), LMConfig, unset=True)
+    typed = vars(parser.parse_args(argv))
+    settings, shape = args.split(typed, TrainConfig, LMConfig)
+    config_for(typed["preset"], **shape)  # a wrong shape is told before anything is read
+    return TrainConfig(**settings), typed["preset"], shape
+
+
+def load_data(cfg, lm, tokenizer):
+    """Packed rows to train on, and the _val part beside them, or else a share of the rows, to validate on."""
+    cache = Path(cfg.out_dir) / "cache"
+    train = PretrainDataset(cfg.data_path, lm.max_seq_len, tokenizer, cache, lm.vocab_size)
+    val_file = Path(cfg.data_path).with_name(Path(cfg.data_path).stem + "_val.bin")
+    if val_file.is_file():
+        val = PretrainDataset(val_file, lm.max_seq_len, tokenizer, cache, lm.vocab_size)
+        return Data(train, range(len(train)), val, range(len(val)))
+    train_rows, val_rows = split_rows(len(train), cfg.val_fraction, cfg.seed)
+    return Data(train, train_rows, train if len(val_rows) else None, val_rows)
+
+
+def main(argv=None):
+    cfg, preset, shape = parse(argv)
+    tokenizer = load_tokenizer(cfg.tokenizer or tokenizer_of(cfg.data_path))
+    shape.setdefault("vocab_size", tokenizer.vocab_size)
+    prepare_out_dir(cfg.out_dir)
+    with parallel.joined(cfg) as runtime:
+        torch.manual_seed(cfg.seed)
+        if cfg.init_from:
+            model, _ = load_model(cfg.init_from, **shape)
+        else:
+            model = Transformer(config_for(preset, **shape))
+        data = load_data(cfg, model.cfg, tokenizer)
+        loss = partial(language_model_loss, doc_mask=cfg.doc_mask)
+        fit(model, runtime, cfg, "pretrain", tokenizer, data, loss)
+
+
+if __name__ == "__main__":
+    args.run(main)

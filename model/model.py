@@ -1,0 +1,218 @@
+"""A Llama-style Transformer on one page: RMSNorm, grouped-query attention with RoPE, SwiGLU or experts.
+
+Shapes: B rows, T positions, C width, H query heads, K key/value heads, D head size, V vocabulary, E experts,
+L layers, S positions attended to (T, or cache + T). Parameter names are MiniMind v1's.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.cross_entropy import IGNORE, cross_entropy_sum
+from model.LMConfig import LMConfig
+from model.moe import MoEFeedForward
+from model.rope import apply_rope, rope_table
+
+
+class Output(NamedTuple):
+    """What one forward pass learned.
+
+    Attributes:
+        logits: (B, T, V), or (B, 1, V) with last_only.
+        loss: 0-d sum of nats over the scored targets, fp32; None without targets.
+        balance: 0-d balance loss of the experts, already weighted, mean over rows; 0 in a dense model.
+        load: (L, E) tokens sent to each expert; (L, 0) in a dense model.
+    """
+
+    logits: torch.Tensor
+    loss: torch.Tensor | None
+    balance: torch.Tensor
+    load: torch.Tensor
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) x weight, computed in fp32. Source: Zhang & Sennrich 2019, arXiv:1910.07467."""
+
+    def __init__(self, dim, eps):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        # fp32 in, fp32 weight: a bf16 input with an fp32 weight would leave the fused kernel
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+def attend(q, k, v, mask, dropout, fused):
+    """softmax(q k^T / sqrt(D) + mask) v.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, K, S, D); each key/value head serves H / K query heads.
+        mask: bool, broadcastable to (B, H, T, S), True where looking is allowed; None: each position sees itself and
+            what lies before it (T == S).
+        dropout: share of the attention weights zeroed.
+        fused: PyTorch's kernel, or the formula written out.
+    Returns:
+        (B, H, T, D).
+    """
+    if fused and q.is_cuda:  # the CUDA kernels share key/value heads; on a CPU repeating them is faster
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=True)
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) if k.shape[1] < q.shape[1] else x for x in (k, v))
+    if fused:
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None)
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1).to(q.dtype)
+    return F.dropout(weights, dropout, training=dropout > 0) @ v
+
+
+class Attention(nn.Module):
+    """Grouped-query attention. Source: Ainslie et al. 2023, arXiv:2305.13245."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.H, self.K, self.D = cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
+        self.dropout, self.fused = cfg.dropout, cfg.flash_attn
+        self.wq = nn.Linear(cfg.dim, self.H * self.D, bias=False)
+        self.wk = nn.Linear(cfg.dim, self.K * self.D, bias=False)
+        self.wv = nn.Linear(cfg.dim, self.K * self.D, bias=False)
+        self.wo = nn.Linear(self.H * self.D, cfg.dim, bias=False)
+
+    def forward(self, x, cos, sin, mask, cache, layer):
+        B, T, _ = x.shape
+        q = apply_rope(self.wq(x).view(B, T, self.H, self.D), cos, sin).transpose(1, 2)  # (B, H, T, D)
+        k = apply_rope(self.wk(x).view(B, T, self.K, self.D), cos, sin).transpose(1, 2)  # (B, K, T, D)
+        v = self.wv(x).view(B, T, self.K, self.D).transpose(1, 2)  # (B, K, T, D)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)  # (B, K, S, D)
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0, self.fused)
+        return F.dropout(self.wo(y.transpose(1, 2).reshape(B, T, -1)), self.dropout, self.training)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x). Source: Shazeer 2020, arXiv:2002.05202."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.dropout = cfg.dropout
+        self.w1 = nn.Linear(cfg.dim, cfg.hidden_dim, bias=False)
+        self.w2 = nn.Linear(cfg.hidden_dim, cfg.dim, bias=False)
+        self.w3 = nn.Linear(cfg.dim, cfg.hidden_dim, bias=False)
+
+    def forward(self, x):
+        return F.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then the same with the feed-forward."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.attention = Attention(cfg)
+        self.feed_forward = MoEFeedForward(cfg, FeedForward) if cfg.use_moe else FeedForward(cfg)
+        self.attention_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.ffn_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+
+    def forward(self, x, cos, sin, mask, counted, cache, layer):
+        """x (B, T, C) → x (B, T, C), balance loss (0-d), expert load (E,)."""
+        x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache, layer)
+        if isinstance(self.feed_forward, FeedForward):
+            return x + self.feed_forward(self.ffn_norm(x)), x.new_zeros((), dtype=torch.float32), x.new_zeros(0)
+        y, balance, load = self.feed_forward(self.ffn_norm(x), counted)
+        return x + y, balance, load
+
+
+class Transformer(nn.Module):
+    """ids in, logits (and loss) out; keeps nothing of a forward pass on itself."""
+
+    def __init__(self, cfg: LMConfig | None = None):
+        super().__init__()
+        self.cfg = cfg = cfg or LMConfig()
+        self.tok_embeddings = nn.Embedding(cfg.vocab_size, cfg.dim)
+        self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.output = nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
+        self.tok_embeddings.weight = self.output.weight  # tied: one matrix reads and writes the vocabulary
+        self._make_rope(device=None)
+        self.init_weights()
+
+    def _make_rope(self, device):
+        for name, table in zip(("rope_cos", "rope_sin"), rope_table(self.cfg, self.cfg.max_seq_len)):
+            self.register_buffer(name, table.to(device), persistent=False)  # (max_seq_len, D/2)
+
+    def _apply(self, fn, recurse=True):
+        """Moves or casts the module; the angles stay fp32, because position 511 is not a bf16 number."""
+        super()._apply(fn, recurse)
+        self._make_rope(self.rope_cos.device)
+        return self
+
+    @torch.no_grad()
+    def init_weights(self):
+        """normal(0, 0.02), and 0.02 / sqrt(2 L) for wo and w2: 2 L of them add up in the residual stream (GPT-2, §2.3)."""
+        for name, p in self.named_parameters():
+            if p.dim() < 2:
+                p.fill_(1.0)
+            else:
+                residual = name.endswith(("wo.weight", "w2.weight"))
+                p.normal_(0.0, 0.02 / math.sqrt(2 * self.cfg.n_layers) if residual else 0.02)
+
+    def forward(self, tokens, targets=None, docs=None, cache=None, last_only=False):
+        """Runs the model once.
+
+        Args:
+            tokens: (B, T) ids.
+            targets: (B, T) ids to predict, -100 where nothing is scored. Rows without any are left out of the balance loss.
+            docs: (B, T) document numbers; given, a position sees only its own document. None: all before it.
+            cache: a KVCache; tokens go behind what it holds and it is advanced.
+            last_only: logits of the last position only, which is all that generation needs.
+        Returns:
+            Output(logits, loss, balance, load).
+        Raises:
+            ValueError: more positions than max_seq_len, or docs together with a cache.
+        """
+        B, T = tokens.shape
+        start = cache.length if cache is not None else 0
+        if start + T > self.cfg.max_seq_len:
+            raise ValueError(
+                f"{start + T} positions do not fit into max_seq_len {self.cfg.max_seq_len}; shorten the text"
+            )
+        if cache is not None:
+            cache.reserve(B, T)
+        mask = self._mask(T, start, docs, cache, tokens.device)
+        cos, sin = self.rope_cos[start : start + T], self.rope_sin[start : start + T]
+        counted = (targets != IGNORE).any(1) if targets is not None else tokens.new_ones(B, dtype=torch.bool)
+
+        x = F.dropout(self.tok_embeddings(tokens), self.cfg.dropout, self.training)  # (B, T, C)
+        balance, load = 0.0, []
+        for i, layer in enumerate(self.layers):
+            x, layer_balance, layer_load = layer(x, cos, sin, mask, counted, cache, i)
+            balance = balance + layer_balance
+            load.append(layer_load)
+        if cache is not None:
+            cache.advance(T)
+        logits = self.output(self.norm(x[:, -1:] if last_only else x))  # (B, T or 1, V)
+        loss = cross_entropy_sum(logits, targets) if targets is not None else None
+        return Output(logits, loss, balance, torch.stack(load))
+
+    @staticmethod
+    def _mask(T, start, docs, cache, device):
+        """The (.., T, S) bool mask, or None where plain causal attention over T == S positions is meant."""
+        if docs is not None:
+            if cache is not None:
+                raise ValueError(
+                    "docs and cache exclude each other: packed rows are for training, a cache for generation"
+                )
+            same = docs[:, :, None] == docs[:, None, :]  # (B, T, T)
+            return (same & torch.ones(T, T, dtype=torch.bool, device=device).tril()).unsqueeze(1)
+        if start == 0:
+            return None
+        return torch.ones(T, start + T, dtype=torch.bool, device=device).tril(diagonal=start)  # (T, S)
+
+    def n_params(self):
+        """Number of parameters; the tied matrix counts once."""
+        return sum(p.numel() for p in self.parameters())

@@ -1,0 +1,98 @@
+"""Command lines from dataclasses, and the edge where errors become one clear line.
+
+A field made with `knob` is the flag, its help and its record in the checkpoint. Nothing here imports torch, so that
+`--help` and the data scripts start at once.
+"""
+
+import argparse
+import dataclasses
+import sys
+import types
+import typing
+
+# What a person can cause arrives at the edge as one of these; anything else is a bug and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+
+
+def flag_type(hint):
+    """The callable that turns a flag's text into the value of a field annotated with `hint`."""
+    options = [t for t in typing.get_args(hint) if t is not type(None)]
+    base = options[0] if typing.get_origin(hint) in (typing.Union, types.UnionType) else hint
+    return parse_bool if base is bool else base
+
+
+def parse_bool(text):
+    """'true'/'false', 'yes'/'no', 'on'/'off', '1'/'0' → bool."""
+    lowered = text.lower()
+    if lowered in ("true", "yes", "on", "1"):
+        return True
+    if lowered in ("false", "no", "off", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is not a yes or no; write true or false")
+
+
+def add_flag(parser, name, **kwargs):
+    """Adds --some_name, and --some-name as its hidden twin, because both spellings are typed."""
+    spellings = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+    parser.add_argument(*spellings, dest=name, **kwargs)
+
+
+def add_fields(parser, cls, defaults=None, unset=False):
+    """Adds one flag per knob of dataclass `cls`.
+
+    Args:
+        defaults: {field: value} where a script differs from the field's own default; an unknown name is a TypeError.
+        unset: leave flags that were not typed out of the namespace, so that presets and checkpoints can fill them.
+    """
+    defaults = dict(defaults or {})
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        if "help" not in f.metadata:
+            continue
+        default = defaults.pop(f.name, f.default)
+        kwargs = {"help": f"{f.metadata['help']} (default: {default})".replace("%", "%%"), "default": default}
+        if unset:
+            kwargs["default"] = argparse.SUPPRESS
+        kind = flag_type(hints[f.name])
+        if kind is parse_bool:  # --use_moe and --use_moe true both work, and so does --use_moe false
+            kwargs.update(type=parse_bool, nargs="?", const=True, metavar="BOOL")
+        elif f.metadata.get("choices"):
+            kwargs.update(choices=f.metadata["choices"])
+        else:
+            kwargs.update(type=kind, metavar=getattr(kind, "__name__", "VALUE").upper())
+        add_flag(parser, f.name, **kwargs)
+    if defaults:
+        raise TypeError(
+            f"{cls.__name__} has no field {sorted(defaults)}; known: {[f.name for f in dataclasses.fields(cls)]}"
+        )
+
+
+def split(typed, *classes):
+    """A parsed namespace's dict → one dict per dataclass, by field name; a flag of neither stays in none."""
+    return [{f.name: typed[f.name] for f in dataclasses.fields(cls) if f.name in typed} for cls in classes]
+
+
+def make_parser(doc):
+    """An argument parser whose --help shows the script's own docstring, with --debug for the traceback."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
+    return parser
+
+
+def run(main, argv=None):
+    """Calls main(argv) and exits: errors that a person can cause become one line on stderr and exit code 1.
+
+    Ctrl-C exits with 130 as shells expect. `--debug` anywhere on the command line keeps the traceback.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        sys.exit(main(argv))
+    except USER_ERRORS as error:
+        if "--debug" in argv:
+            raise
+        message = f"no such file: {error.filename}" if type(error) is FileNotFoundError and error.filename else error
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nstopped by ctrl-C", file=sys.stderr, flush=True)
+        sys.exit(130)

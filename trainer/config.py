@@ -1,0 +1,85 @@
+"""Every setting of a training run. One field is the flag, its help and its record in the checkpoint."""
+
+from dataclasses import dataclass, fields
+
+from model.LMConfig import knob
+
+
+@dataclass
+class TrainConfig:
+    """Settings shared by all training stages; names and defaults are MiniMind's where it has them."""
+
+    # what to train on, where to write
+    data_path: str | None = knob(None, "data to train on")
+    out_dir: str = knob("out", "folder for checkpoints and logs")
+    init_from: str | None = knob(None, "checkpoint to start from")
+    tokenizer: str | None = knob(None, "tokenizer folder; unset: the one the data was made with")
+    val_fraction: float = knob(0.01, "share of rows held out for validation when the data has no _val part")
+    fresh: bool = knob(False, "start over instead of continuing an unfinished run")
+    # how long, how much at once
+    epochs: int = knob(1, "times each row is seen")
+    max_steps: int | None = knob(None, "stop after this many optimizer steps; unset: by epochs")
+    batch_size: int = knob(32, "rows in one forward pass, on each device")
+    accumulation_steps: int = knob(8, "forward passes per optimizer step")
+    # how the weights move
+    optimizer: str = knob("adamw", "adamw, or muon for the matrices with adamw for the rest", ["adamw", "muon"])
+    learning_rate: float = knob(1e-3, "highest learning rate")
+    schedule: str = knob("cosine", "how the rate falls after warmup", ["cosine", "linear", "constant", "wsd"])
+    warmup_iters: int = knob(20, "steps in which the rate rises from 0")
+    min_lr_ratio: float = knob(0.1, "the rate at the end, as a share of the highest")
+    anneal_fraction: float = knob(0.2, "wsd: share of all steps in the falling tail, which ends at 0")
+    weight_decay: float = knob(0.1, "pull of matrices towards 0, per step and learning rate; norms are left alone")
+    beta1: float = knob(0.9, "AdamW: memory of the gradient's mean")
+    beta2: float = knob(0.95, "AdamW: memory of the gradient's square")
+    grad_clip: float = knob(1.0, "largest allowed gradient norm; 0: no limit")
+    seed: int = knob(1337, "decides the initial weights, the order of rows and dropout")
+    doc_mask: bool = knob(False, "packed documents cannot see each other")
+    # on what
+    device: str = knob("auto", "auto, cpu, cuda, cuda:N or mps")
+    dtype: str = knob("auto", "auto, float32, bfloat16 or float16; auto: bf16 where the hardware has it")
+    compile: str = knob(
+        "auto",
+        "translate the model with torch.compile; auto: when the run is long enough to pay",
+        ["auto", "on", "off"],
+    )
+    parallel: str = knob("auto", "auto: ddp under torchrun, else none", ["auto", "none", "ddp"])
+    ddp: bool = knob(False, "kept from MiniMind; torchrun is recognised without it")
+    local_rank: int = knob(-1, "set by launchers; leave alone")
+    num_workers: int = knob(1, "processes that prepare batches ahead; 0: none")
+    # what is told and kept
+    log_interval: int = knob(10, "steps between log lines")
+    save_interval: int = knob(500, "steps between saves; the end is always saved")
+    eval_interval: int = knob(500, "steps between validations; 0: only at the end")
+    eval_batches: int = knob(100, "most batches of one validation")
+    use_wandb: bool = knob(False, "also log to Weights & Biases")
+    wandb_project: str = knob("MiniMind-Pretrain", "project name there")
+    model_name: str = knob("minimind", "name of the run there")
+
+    def __post_init__(self):
+        at_least = {"epochs": 1, "batch_size": 1, "accumulation_steps": 1, "log_interval": 1, "save_interval": 1}
+        at_least |= {"warmup_iters": 0, "grad_clip": 0, "num_workers": 0, "eval_interval": 0, "eval_batches": 1}
+        if self.max_steps is not None:
+            at_least["max_steps"] = 1
+        for name, limit in at_least.items():
+            if getattr(self, name) < limit:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least {limit}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"--learning_rate is {self.learning_rate}; it must be above 0")
+        for name in ("val_fraction", "min_lr_ratio", "anneal_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be in [0, 1]")
+
+
+# What may differ between the first start of a run and its continuation without changing what it computes.
+FREE = {
+    *("out_dir", "fresh", "epochs", "max_steps", "device", "compile", "parallel", "ddp", "local_rank", "num_workers"),
+    *("log_interval", "save_interval", "eval_interval", "eval_batches", "use_wandb", "wandb_project", "model_name"),
+    *("data_path", "init_from", "tokenizer"),  # compared by content, through fingerprints
+    *("batch_size", "accumulation_steps"),  # only their product with the number of ranks matters: rows_per_step
+}
+
+
+def changed_settings(before, now):
+    """The settings in which a continued run may not differ but does: {name: (before, now)}; both are dicts."""
+    names = {f.name for f in fields(TrainConfig)} - FREE
+    return {n: (before[n], now[n]) for n in sorted(names) if n in before and before[n] != now[n]}

@@ -1,0 +1,155 @@
+"""One dict, three readers: a line for the person, JSONL for the machine, wandb for the team; on one rank."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from trainer.checkpoint import write_atomically
+from trainer.flops import flops_per_token
+
+
+def duration(seconds):
+    """4125.0 → '1h08m'; 75 → '1m15s'; 9 → '9s'."""
+    seconds = round(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
+
+
+def training_line(r):
+    """The line of a training step, from its record."""
+    line = (
+        f"step {r['step']}/{r['total']}  loss {r['loss']:.3f}  lr {r['lr']:.1e}  norm {r['norm']:.2f}  "
+        f"{r['tokens_per_second']:,.0f} tok/s  mfu {r['mfu']:.1%}  left {duration(r['seconds_left'])}"
+    )
+    if "expert_share" in r:
+        line += f"  experts {min(r['expert_share']):.0%}-{max(r['expert_share']):.0%}"
+    return line + (f"  skipped {r['skipped_steps']}" if r.get("skipped_steps") else "")
+
+
+def validation_line(r):
+    """The line of a validation, from its record."""
+    return f"step {r['step']}/{r['total']}  validation loss {r['val_loss']:.3f} nats/token  {r['val_bits_per_byte']:.3f} bits/byte"
+
+
+class Log:
+    """Where records go. Only the main rank's writes; the others' do nothing.
+
+    Args:
+        runtime: whose rank decides.
+        path: the JSONL file; it is cut back to `first_step` so that a continued run has each step once.
+        wandb_run: a wandb run, or None.
+    """
+
+    def __init__(self, runtime, path, first_step=0, wandb_run=None):
+        self.runtime, self.path, self.wandb_run = runtime, Path(path), wandb_run
+        if runtime.is_main:
+            kept = self._lines_up_to(first_step) if first_step else []
+            write_atomically(self.path, lambda f: f.writelines(kept))
+
+    def _lines_up_to(self, step):
+        if not self.path.exists():
+            return []
+        kept = []
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:  # the line during which the process was killed
+                continue
+        return kept
+
+    def record(self, line, record):
+        """Shows `line` and stores `record` (a flat dict with 'step')."""
+        if not self.runtime.is_main:
+            return
+        self.runtime.say(line)
+        with open(self.path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(record) + "\n")
+        if self.wandb_run is not None:
+            self.wandb_run.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+
+    def close(self):
+        """Ends the wandb run; without it the last lines would not be sent."""
+        if self.wandb_run is not None:
+            self.wandb_run.finish()
+
+
+def start_wandb(cfg, runtime, config):
+    """A wandb run on the main rank if --use_wandb, else None. Training goes on without one when it cannot start."""
+    if not (cfg.use_wandb and runtime.is_main):
+        return None
+    if importlib.util.find_spec("wandb") is None:
+        raise ImportError("--use_wandb needs the wandb package: pip install -r requirements.txt")
+    import wandb
+
+    try:
+        settings = wandb.Settings(init_timeout=30, silent=True)
+        return wandb.init(
+            project=cfg.wandb_project, name=cfg.model_name, config=config, dir=cfg.out_dir, settings=settings
+        )
+    except (wandb.errors.Error, OSError) as error:  # no login, no network
+        runtime.say(
+            f"wandb did not start ({str(error).splitlines()[0]}). Log in with `wandb login`, or set WANDB_MODE=offline and "
+            f"run `wandb sync` later. Training goes on; the same numbers are in {os.path.join(cfg.out_dir, '*.jsonl')}"
+        )
+        return None
+
+
+class Meter:
+    """Speed and loss since the last log line; time spent saving and validating is not counted."""
+
+    def __init__(self, run):
+        self.run = run
+        self.first_step = run.progress.step
+        self.flops = flops_per_token(run.model.cfg, run.data.train.T)
+        self.elapsed_before = 0.0
+        self._restart()
+
+    def _restart(self):
+        self.start, self.away = time.perf_counter(), 0.0
+        self.tokens, self.losses, self.norm, self.load = self.run.progress.tokens, [], 0.0, 0
+
+    def note(self, loss, norm, load):
+        """Takes in what one step learned."""
+        self.losses.append(loss)
+        self.norm = norm
+        self.load = self.load + load
+
+    @contextlib.contextmanager
+    def paused(self):
+        """A context whose duration is not training time."""
+        start = time.perf_counter()
+        yield
+        self.away += time.perf_counter() - start
+
+    def record(self):
+        """The record of the last steps; starts counting anew."""
+        run, progress = self.run, self.run.progress
+        seconds = max(time.perf_counter() - self.start - self.away, 1e-9)
+        speed = (progress.tokens - self.tokens) / seconds
+        self.elapsed_before += seconds
+        record = {
+            "step": progress.step,
+            "total": run.total,
+            "epoch": round(progress.step / run.order.steps_per_epoch, 4),
+            "loss": sum(self.losses) / len(self.losses),
+            "lr": run.optimizers[0].param_groups[0]["lr"],
+            "norm": self.norm,
+            "tokens": progress.tokens,
+            "tokens_per_second": speed,
+            "mfu": speed * self.flops / run.peak,
+            "seconds_left": self.elapsed_before / (progress.step - self.first_step) * (run.total - progress.step),
+        }
+        if progress.skipped:
+            record["skipped_steps"] = progress.skipped
+        if torch.is_tensor(self.load) and self.load.numel():
+            per_expert = self.load.sum(0).float()
+            record["expert_share"] = (per_expert / per_expert.sum()).tolist()
+        self._restart()
+        return record

@@ -1,0 +1,66 @@
+"""Several processes training one model: joining, averaging, leaving."""
+
+import contextlib
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.runtime import Runtime, choose_device, choose_dtype
+
+PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it gives up with an error
+
+
+@contextlib.contextmanager
+def joined(cfg):
+    """The Runtime of this process, with the process group joined if a launcher started several; always torn down.
+
+    torchrun and deepspeed-style launchers set RANK, WORLD_SIZE and LOCAL_RANK; without them this is a run of one.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if cfg.parallel == "none" or world == 1:
+        if cfg.parallel == "none" and world > 1:
+            raise ValueError(
+                f"--parallel none, but a launcher started {world} processes; start one, or use --parallel ddp"
+            )
+        device = choose_device(cfg.device, max(cfg.local_rank, 0))
+        yield Runtime(device, choose_dtype(cfg.dtype, device)[0])
+        return
+    rank = int(os.environ["RANK"])
+    local_rank = int(os.environ.get("LOCAL_RANK", max(cfg.local_rank, 0)))
+    device = choose_device(cfg.device, local_rank)
+    dtype, _ = choose_dtype(cfg.dtype, device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield Runtime(device, dtype, rank, world)
+    finally:
+        dist.destroy_process_group()
+
+
+def wrap(model, runtime):
+    """The model as the loop calls it: itself, or DDP, which averages gradients over ranks."""
+    if runtime.world == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None)
+
+
+def summed(values, runtime):
+    """Adds up a list of numbers over all ranks; on the host (gloo), so the GPU is not waited for."""
+    if runtime.world == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def wait_for_all(runtime):
+    """Returns when every rank is here."""
+    if runtime.world > 1:
+        dist.barrier()
+
+
+def no_sync(model, skip):
+    """A context in which DDP keeps gradients to itself; only the last micro-batch of a step exchanges them."""
+    return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()

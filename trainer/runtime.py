@@ -1,0 +1,159 @@
+"""Where a run happens: device, number format, compiler, seeds."""
+
+import contextlib
+import os
+import shutil
+import signal
+from dataclasses import dataclass
+
+import torch
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+COMPILE_PAYS_AFTER = 300  # steps; compiling takes about a minute, which a short run never earns back
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process's place in a run.
+
+    Attributes:
+        device, dtype: where and in which format matrix products run; weights stay fp32.
+        rank, world: this process's number and how many there are.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_main(self):
+        """True on the one rank that prints and writes."""
+        return self.rank == 0
+
+    def autocast(self):
+        """The context that the forward pass runs in; does nothing in fp32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def say(self, *parts):
+        """Prints on the main rank, at once, so that a log file is never behind."""
+        if self.is_main:
+            print(*parts, flush=True)
+
+
+def choose_device(name, local_rank=0):
+    """'auto', 'cpu', 'cuda', 'cuda:N' or 'mps' → torch.device; ValueError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name} is not a device; write auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"--device {name} was asked for, but this PyTorch ({torch.__version__}) sees no CUDA device; "
+                "use --device cpu, or install a CUDA build and driver"
+            )
+        device = torch.device("cuda", device.index if device.index is not None else local_rank)
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(f"there is no {device}; this machine has {torch.cuda.device_count()} CUDA devices")
+        torch.cuda.set_device(device)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps was asked for, but PyTorch sees no Apple GPU; use --device cpu")
+    elif device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"--device {name} is not supported; write auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def has_bf16(device):
+    """Whether the hardware multiplies bf16 itself; emulation, where PyTorch offers it, is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def choose_dtype(name, device):
+    """The format of matrix products: what was asked for, or the best the hardware has; never silently another.
+
+    Returns:
+        (dtype, reason) for the screen.
+    Raises:
+        ValueError: an unknown name, or a format the device does not have.
+    """
+    if name == "auto":
+        if has_bf16(device):
+            return torch.bfloat16, "this device computes in bf16"
+        if device.type == "cuda":
+            return torch.float16, "this GPU has no bf16; losses are scaled"
+        return torch.float32, f"this {device.type} has no bf16 units"
+    if name not in DTYPES:
+        raise ValueError(f"--dtype {name} is unknown; write auto, float32, bfloat16 or float16")
+    dtype = DTYPES[name]
+    if dtype == torch.bfloat16 and not has_bf16(device):
+        raise ValueError(f"--dtype {name}: {device} has no bf16 units; use --dtype float32, or auto to get what it has")
+    if dtype == torch.float16 and device.type != "cuda":
+        raise ValueError(f"--dtype {name} needs a CUDA device, this is {device}; use --dtype float32, or auto")
+    return dtype, "as asked"
+
+
+def choose_compile(mode, device, steps):
+    """(whether to call torch.compile, reason); ValueError where 'on' cannot work."""
+    can = device.type == "cuda" or shutil.which(os.environ.get("CXX", "g++")) is not None
+    if mode == "on" and not can:
+        raise ValueError(
+            "--compile on needs a C++ compiler for the CPU (for example: apt install g++); or use --compile off"
+        )
+    if mode != "auto":
+        return mode == "on", "as asked"
+    if not can or device.type == "mps":
+        return False, "no compiler for this device"
+    if steps < COMPILE_PAYS_AFTER:
+        return False, f"{steps} steps are too few to earn back the minute it takes"
+    return True, f"{steps} steps earn back the minute it takes"
+
+
+def seed_step(seed, step, rank):
+    """Gives every (step, rank) its own random numbers, so that dropout after a resume is that of a run never stopped."""
+    # splitmix-style mixing: neighbouring steps and ranks must not get neighbouring generators
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & (2**63 - 1)
+    torch.manual_seed(mixed)
+
+
+class StopSignal:
+    """Turns ctrl-C and SIGTERM into a wish that the loop reads between steps; a second ctrl-C stops at once."""
+
+    def __enter__(self):
+        self.received = 0
+        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, frame):
+        if self.received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised after the save that a signal asked for; carries the exit code that shells expect."""
+
+
+def ignore_stop_signals(worker):
+    """Loader workers leave when the main process closes them; a ctrl-C in the terminal reaches the whole group."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
