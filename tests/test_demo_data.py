@@ -1,0 +1,299 @@
+"""The demo corpus: true facts, wordings that keep exam and training apart, the same bytes for the same seed."""
+
+import csv
+import json
+import re
+from collections import Counter, defaultdict
+from itertools import pairwise
+
+import pytest
+
+from cleaning import demo
+
+PLACEHOLDER = re.compile(r"\{[sxa]\}")
+
+
+@pytest.fixture(scope="module")
+def relations():
+    return {r.name: r for r in demo.load_relations()}
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return demo.load_facts()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, demo.generate(folder, seed=0)
+
+
+def records(corpus, name):
+    return [json.loads(line) for line in (corpus[0] / name).read_text(encoding="utf-8").splitlines()]
+
+
+def rows(corpus, split):
+    """[(exam subject, row dict)] of one split."""
+    found = []
+    for path in sorted((corpus[0] / "ceval-exam" / split).glob("*.csv")):
+        with open(path, encoding="utf-8", newline="") as file:
+            found += [(path.name.removesuffix(f"_{split}.csv"), row) for row in csv.DictReader(file)]
+    return found
+
+
+def training_text(corpus):
+    """Everything a model sees before the exam, as one string."""
+    texts = [record["text"] for record in records(corpus, "pretrain.jsonl")]
+    texts += [turn["content"] for record in records(corpus, "sft.jsonl") for turn in record["conversations"]]
+    texts += [text for record in records(corpus, "dpo.jsonl") for text in record.values()]
+    return "\n\n".join(texts)
+
+
+def answers(facts, relation):
+    return {f.subject: f.answer for f in facts if f.relation == relation}
+
+
+def by_exam_question(facts, relations):
+    """{exam question: its fact}; two facts with one question would make the exam ambiguous."""
+    found = {}
+    for fact in facts:
+        for template in relations[fact.relation].exam:
+            question = fact.fill(template)
+            assert found.setdefault(question, fact) is fact, f"{question} asks for two facts"
+    return found
+
+
+# ---- facts
+
+
+def test_there_are_enough_facts_and_at_most_a_fifth_is_arithmetic(facts, relations):
+    computed = sum(relations[f.relation].exam_subject == "arithmetic" for f in facts)
+    assert len(facts) >= 1500 and computed <= 400
+    assert len({(f.relation, f.subject, f.x) for f in facts}) == len(facts)
+
+
+def test_arithmetic_facts_are_what_python_computes(facts):
+    compute = {
+        "addition": lambda f: int(f.subject) + int(f.x),
+        "multiplication": lambda f: int(f.subject) * int(f.x),
+        "square": lambda f: int(f.subject) ** 2,
+    }
+    checked = [f for f in facts if f.relation in compute]
+    assert len(checked) > 90
+    assert all(int(f.answer) == compute[f.relation](f) for f in checked)
+
+
+def test_roman_numerals_add_up(facts):
+    worth = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
+    for number, roman in answers(facts, "roman_numeral").items():
+        values = [worth[letter] for letter in roman] + [0]
+        assert int(number) == sum(-v if v < after else v for v, after in pairwise(values))
+
+
+def test_atomic_numbers_run_from_1_without_gaps_and_symbols_are_unique(facts):
+    numbers, symbols = answers(facts, "element_number"), answers(facts, "element_symbol")
+    assert sorted(map(int, numbers.values())) == list(range(1, len(numbers) + 1))
+    assert len(set(symbols.values())) == len(symbols) and symbols.keys() == numbers.keys()
+    landmarks = {
+        "H": 1,
+        "C": 6,
+        "Ne": 10,
+        "Ar": 18,
+        "Fe": 26,
+        "Kr": 36,
+        "Ag": 47,
+        "Xe": 54,
+        "Lu": 71,
+        "Au": 79,
+        "Pb": 82,
+    }
+    assert {symbols[element]: int(number) for element, number in numbers.items()}.items() >= landmarks.items()
+
+
+def test_groups_of_the_periodic_table_keep_their_distances(facts):
+    """Atomic numbers within a group differ by the period lengths 8, 8, 18, 18 (2 first for the noble gases)."""
+    members = defaultdict(list)
+    for element, group in answers(facts, "element_group").items():
+        members[group].append(int(answers(facts, "element_number")[element]))
+    steps = {group: [b - a for a, b in pairwise(sorted(n))] for group, n in members.items()}
+    periods = [8, 8, 18, 18]
+    assert {group: s for group, s in steps.items() if s != periods[: len(s)] and s != [8, 18, 18]} == {}
+
+
+@pytest.mark.parametrize("relation", ["capital", "capital_english", "province_capital", "province_short"])
+def test_no_two_subjects_share_an_answer_that_belongs_to_one(facts, relation):
+    found = answers(facts, relation)
+    assert len(set(found.values())) == len(found)
+
+
+def test_tables_agree_with_each_other(facts):
+    capitals, cities = answers(facts, "capital"), answers(facts, "world_city")
+    assert not set(capitals.values()) & set(cities)
+    assert not set(answers(facts, "province_capital").values()) & set(answers(facts, "city_province"))
+    provinces = "".join(answers(facts, "province_short"))
+    assert all(province in provinces for province in answers(facts, "city_province").values())
+
+
+def test_solar_terms_make_one_circle_and_two_share_a_month(facts):
+    follows, month = answers(facts, "solar_next"), answers(facts, "solar_month")
+    term, seen = "小寒", []
+    while term not in seen:
+        seen.append(term)
+        term = follows[term]
+    assert len(seen) == 24
+    assert [month[term] for term in seen] == [f"{1 + i // 2}月" for i in range(24)]
+
+
+def test_dynasties_follow_without_branching(facts):
+    follows = answers(facts, "dynasty_next")
+    assert len(set(follows.values())) == len(follows)
+
+
+# ---- wordings
+
+
+def test_every_relation_is_said_in_many_ways(relations):
+    for relation in relations.values():
+        assert len(set(relation.statements + relation.questions)) >= 8
+        assert sum(bool(re.search(r"\{a\}['”]?[。.]$", s)) for s in relation.statements) >= 3
+        assert len(set(relation.questions)) >= 2 and len(set(relation.exam)) >= 2
+        assert all("{s}" in template for template in relation.statements + relation.questions + relation.exam)
+        assert all("{a}" in template for template in relation.statements)
+        assert not any("{a}" in template for template in relation.questions + relation.exam)
+
+
+def test_chinese_wordings_use_full_width_punctuation(relations):
+    for relation in relations.values():
+        for template in relation.statements + relation.questions + relation.exam:
+            bare = PLACEHOLDER.sub("", template)
+            assert bare.isascii() or not set(bare) & set(",.?!:;()'\""), template
+
+
+def test_no_exam_wording_occurs_in_training_text(corpus, relations):
+    text = training_text(corpus)
+    assert "法国的首都是哪里？" in text  # or the text is not what models are trained on
+    assert not [row["question"] for _, row in rows(corpus, "val") + rows(corpus, "dev") if row["question"] in text]
+    for relation in relations.values():
+        for template in relation.exam:
+            pieces = [piece for piece in PLACEHOLDER.split(template) if piece]
+            assert "".join(pieces) not in text
+            if all(piece in text for piece in pieces):  # the pattern is slow; most wordings fail on a piece already
+                pattern = re.compile(r"[^\n]{1,30}?".join(map(re.escape, PLACEHOLDER.split(template))))
+                assert not pattern.search(text), f"training text uses the exam wording {template}"
+
+
+# ---- files
+
+
+def test_every_fact_is_pretrained_in_every_training_wording_once(corpus, relations, facts):
+    said, asked, left_over = Counter(), Counter(), ""
+    expected_said = Counter(f.fill(t) for f in facts for t in relations[f.relation].statements)
+    for record in records(corpus, "pretrain.jsonl"):
+        if "答案：" in record["text"]:
+            lines = record["text"].split("\n")
+            asked.update("\n".join(pair) for pair in zip(lines[::2], lines[1::2]))
+            continue
+        for part in re.findall(r".+?[。.]”?(?: |$)?", record["text"]):
+            left_over += part  # a statement may hold a full stop inside
+            if left_over.strip() in expected_said:
+                said[left_over.strip()] += 1
+                left_over = ""
+        assert left_over == ""
+    assert said == expected_said
+    assert asked == Counter(f"{f.fill(q)}\n答案：{f.answer}" for f in facts for q in relations[f.relation].questions)
+
+
+def test_files_are_small_and_complete(corpus):
+    _, counts = corpus
+    pretrain = records(corpus, "pretrain.jsonl")
+    assert 900_000 < counts["pretrain_bytes"] < 1_600_000
+    assert max(len(record["text"]) for record in pretrain) < 300
+    assert all(record.keys() == {"text"} and record["text"].strip() == record["text"] for record in pretrain)
+    assert counts["pretrain_characters"] == sum(len(record["text"]) for record in pretrain)
+    assert counts["dpo_pairs"] == len(records(corpus, "dpo.jsonl")) >= 300
+    assert counts["sft_conversations"] == len(records(corpus, "sft.jsonl"))
+    assert json.loads((corpus[0] / "counts.json").read_text(encoding="utf-8")) == counts
+    assert not list(corpus[0].rglob("*.tmp"))
+
+
+def test_conversations_alternate_and_some_have_two_turns(corpus):
+    turns = [[turn["role"] for turn in record["conversations"]] for record in records(corpus, "sft.jsonl")]
+    lengths = Counter(map(len, turns))
+    assert all(roles == ["user", "assistant"] * (len(roles) // 2) for roles in turns)
+    assert lengths.keys() == {2, 4} and lengths[4] >= 100
+
+
+def test_choice_practice_covers_its_share_and_never_the_rest(corpus, relations, facts):
+    practised = {(f.relation, f.subject, f.x) for f in facts if demo.has_choice_practice(f, 0)}
+    assert 0.65 < len(practised) / len(facts) < 0.75
+    owners = defaultdict(set)
+    for fact in facts:
+        for question in relations[fact.relation].questions:
+            owners[fact.fill(question)].add(fact)
+    chats = [r["conversations"] for r in records(corpus, "sft.jsonl") if "\nA. " in r["conversations"][0]["content"]]
+    assert len(chats) == len(practised) == corpus[1]["sft_choice_questions"]
+    for user, assistant in chats:
+        question, *options, last = user["content"].split("\n")
+        shown = dict(option.split(". ") for option in options)
+        [fact] = owners[question]
+        assert (fact.relation, fact.subject, fact.x) in practised
+        assert last == "答案：" and shown[assistant["content"]] == fact.answer and len(set(shown.values())) == 4
+
+
+def test_preferred_answers_are_right_and_rejected_ones_are_not(corpus, relations, facts):
+    true = {f.fill(statement) for f in facts for statement in relations[f.relation].statements}
+    pairs = records(corpus, "dpo.jsonl")
+    assert all(pair.keys() == {"prompt", "chosen", "rejected"} for pair in pairs)
+    assert not [pair for pair in pairs if pair["rejected"] in true or pair["chosen"] == pair["rejected"]]
+    assert sum(pair["chosen"] in true for pair in pairs) == demo.RIGHT_PAIRS + demo.CURT_PAIRS
+
+
+def test_exam_has_cevals_columns_and_even_letters(corpus, relations):
+    mapping = json.loads((corpus[0] / "ceval-exam" / "subject_mapping.json").read_text(encoding="utf-8"))
+    header = ["id", "question", "A", "B", "C", "D", "answer"]
+    dev, val = rows(corpus, "dev"), rows(corpus, "val")
+    assert {subject for subject, _ in dev} == {subject for subject, _ in val} == mapping.keys()
+    assert 8 <= len(mapping) <= 14
+    assert {category for _, _, category in mapping.values()} == {"STEM", "Social Science", "Humanities", "Other"}
+    assert all(list(row) == [*header, "explanation"] and row["explanation"] for _, row in dev)
+    assert all(list(row) == header for _, row in val)
+    assert set(Counter(subject for subject, _ in dev).values()) == {5}
+    assert 600 <= len(val) <= 900 and corpus[1]["val_questions"] == len(val)
+    letters = Counter(row["answer"] for _, row in val)
+    assert letters.keys() == set("ABCD") and max(letters.values()) - min(letters.values()) <= len(mapping)
+
+
+def test_exam_options_hold_one_right_answer_by_the_tables(corpus, relations, facts):
+    questions, asked = by_exam_question(facts, relations), []
+    pools = {name: {f.answer for f in facts if f.relation == name} for name in relations}
+    for subject, row in rows(corpus, "val") + rows(corpus, "dev"):
+        fact, options = questions[row["question"]], [row[letter] for letter in "ABCD"]
+        assert relations[fact.relation].exam_subject == subject
+        assert len(set(options)) == 4 and row[row["answer"]] == fact.answer
+        assert not set(options) & set(fact.also)
+        assert set(options) <= pools[fact.relation]
+        asked.append(fact)
+    assert len(set(asked)) == len(asked), "a fact is asked twice, or in dev and in val"
+    assert {fact.relation for fact in asked} == relations.keys()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_order(corpus, tmp_path):
+    def contents(folder):
+        return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    demo.generate(tmp_path / "again", seed=0)
+    demo.generate(tmp_path / "other", seed=1)
+    first, again, other = (contents(folder) for folder in (corpus[0], tmp_path / "again", tmp_path / "other"))
+    assert first == again and first.keys() == other.keys()
+    assert first["pretrain.jsonl"] != other["pretrain.jsonl"]
+    # hash() would pass the lines above and differ in the next process; this number is `b2sum -l 64`'s
+    assert demo.share(0, "a") * 2**64 == pytest.approx(0x181CA5C7FE9ED58E)
+
+
+def test_a_subject_with_two_answers_is_refused():
+    twice = [demo.Fact("r", "a", answer) for answer in "wxyz"]
+    with pytest.raises(ValueError, match="keep one row"):
+        demo.check_relation("r", twice)
+    with pytest.raises(ValueError, match="at least 4"):
+        demo.check_relation("r", [demo.Fact("r", s, s) for s in "abc"])
