@@ -45,6 +45,18 @@ class ChatTokenizer:
             )
         return found
 
+    def check(self, expected_hash, vocab_size, name):
+        """ValueError if `name` (a file) was made with another tokenizer, or has no room for this one's ids."""
+        if expected_hash not in (None, self.hash):
+            raise ValueError(
+                f"{name} was made with another tokenizer ({expected_hash}; {self.path} is {self.hash}): "
+                "name the right folder with --tokenizer, or make the file again with this one"
+            )
+        if self.vocab_size > vocab_size:
+            raise ValueError(
+                f"{self.path} has {self.vocab_size} ids, {name} only {vocab_size}; use the tokenizer it was made with"
+            )
+
     def encode(self, text):
         """str → list of ids, without BOS or EOS; special-token text is encoded as ordinary characters."""
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -58,12 +70,29 @@ class ChatTokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
 
     @functools.cached_property
-    def token_bytes(self):
-        """(V,) int64: UTF-8 bytes each id stands for; 0 for control tokens. Turns nats per token into bits per byte."""
+    def _bytes(self):
+        """(V,) list: the bytes each id stands for; control tokens stand for none."""
         special = {i for i, t in self.backend.get_added_tokens_decoder().items() if t.special}
-        # In byte-level BPE every character of a token's name stands for one byte.
-        lengths = [0 if i in special else len(self.backend.id_to_token(i)) for i in range(self.vocab_size)]
-        return np.array(lengths, dtype=np.int64)
+        byte_of = {character: byte for byte, character in byte_alphabet().items()}
+        names = [self.backend.id_to_token(i) for i in range(self.vocab_size)]
+        return [b"" if i in special else bytes(byte_of[c] for c in name) for i, name in enumerate(names)]
+
+    def id_to_bytes(self, i):
+        """The bytes that id `i` stands for; they may be a part of a character."""
+        return self._bytes[i]
+
+    @functools.cached_property
+    def token_bytes(self):
+        """(V,) int64: how many bytes each id stands for; turns nats per token into bits per byte."""
+        return np.array([len(b) for b in self._bytes], dtype=np.int64)
+
+
+@functools.cache
+def byte_alphabet():
+    """{byte: the printable character that byte-level BPE writes for it} (GPT-2's table, Radford et al. 2019)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
 
 
 @functools.lru_cache(maxsize=4)

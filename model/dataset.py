@@ -26,28 +26,18 @@ def bin_files(path):
     return [path]
 
 
-def check_sidecar(file, tokenizer):
-    """Compares the .json beside a .bin with the tokenizer; a .bin without one (MiniMind's own) is taken as it is."""
+def sidecar_of(file):
+    """What the .json beside a .bin says; {} for a .bin without one (MiniMind's own)."""
     sidecar = file.with_suffix(".json")
-    if not sidecar.is_file():
-        return
-    made_with = json.loads(sidecar.read_text(encoding="utf-8")).get("tokenizer_hash")
-    if made_with not in (None, tokenizer.hash):
-        raise ValueError(
-            f"{file} was made with another tokenizer ({made_with}, not {tokenizer.hash} of {tokenizer.path}); "
-            f"rerun: python data_process.py pretrain --output {file} --tokenizer {tokenizer.path}"
-        )
+    return json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
 
 
 def tokenizer_of(path):
-    """The tokenizer folder that the data at `path` was made with, if its .json names one that is still there, else None."""
+    """The tokenizer folder that the data at `path` was made with, if its .json names one that still exists."""
     file = Path(path)
     if file.is_dir():
         file = next(iter(sorted(file.glob("*.bin"))), file)
-    sidecar = file.with_suffix(".json")
-    if file.suffix != ".bin" or not sidecar.is_file():
-        return None
-    folder = json.loads(sidecar.read_text(encoding="utf-8")).get("tokenizer")
+    folder = sidecar_of(file).get("tokenizer") if file.suffix == ".bin" else None
     return folder if folder and Path(folder, "tokenizer.json").is_file() else None
 
 
@@ -72,8 +62,8 @@ def find_documents(ids, bos_id, vocab_size, name):
         if int(part.max()) >= vocab_size:
             where = int(np.argmax(part >= vocab_size))
             raise ValueError(
-                f"{name} holds id {int(part[where])} at position {at + where}, but the model has vocab_size {vocab_size}; "
-                f"use the tokenizer the file was made with, or set --vocab_size"
+                f"{name} holds id {int(part[where])} at position {at + where}, but the model has vocab_size "
+                f"{vocab_size}; use the tokenizer the file was made with, or set --vocab_size"
             )
         starts.append(np.flatnonzero(part == bos_id).astype(np.int64) + at)
     starts = np.concatenate(starts)
@@ -85,8 +75,8 @@ def find_documents(ids, bos_id, vocab_size, name):
 class PretrainDataset:
     """Rows of T + 1 ids packed from the documents of a .bin, or of a folder of shards.
 
-    Indexing gives (row number, ids (T + 1,), docs (T + 1,)); see `model.batch.collate`. Index FILLER gives a row that is
-    all padding.
+    Indexing gives (row number, ids (T + 1,), docs (T + 1,)); see `model.batch.collate`. Index FILLER gives a row
+    that is all padding.
 
     Args:
         path: a .bin file or a folder of them.
@@ -99,14 +89,15 @@ class PretrainDataset:
     def __init__(self, path, T, tokenizer, cache_dir, vocab_size=None):
         self.T, self.files = T, bin_files(path)
         self.pad_id = tokenizer.eos_id
+        self.vocab_size = vocab_size or tokenizer.vocab_size
         for file in self.files:
-            check_sidecar(file, tokenizer)
+            tokenizer.check(sidecar_of(file).get("tokenizer_hash"), self.vocab_size, file)
         self.shards = [open_ids(f) for f in self.files]
         self.fingerprint = self._fingerprint()
-        self.pieces, self.row_ends = self._table(Path(cache_dir), tokenizer.bos_id, vocab_size or tokenizer.vocab_size)
+        self.pieces, self.row_ends = self._table(Path(cache_dir), tokenizer.bos_id)
 
     def _fingerprint(self):
-        """16 hex digits that change when a file's size or content does (its ends and a sample of its middle are read)."""
+        """16 hex digits that change when a file's size or content does; 64 samples of each file are read."""
         digest = hashlib.sha256()
         for ids in self.shards:
             digest.update(str(len(ids)).encode())
@@ -114,15 +105,15 @@ class PretrainDataset:
                 digest.update(ids[at : at + 4096].tobytes())
         return digest.hexdigest()[:16]
 
-    def _table(self, cache_dir, bos_id, vocab_size):
+    def _table(self, cache_dir, bos_id):
         """pieces (n, 3) int64 [shard, start, length] in row order and row_ends (rows,) int64, both memory-mapped."""
         cache_dir.mkdir(parents=True, exist_ok=True)
-        key = f"{self.fingerprint}_{self.T}_{vocab_size}"
+        key = f"{self.fingerprint}_{self.T}_{self.vocab_size}"
         names = [cache_dir / f"rows_{key}_{part}.npy" for part in ("pieces", "ends")]
         if not all(n.is_file() for n in names):
             pieces, sizes = [], []
             for i, ids in enumerate(self.shards):
-                documents = find_documents(ids, bos_id, vocab_size, self.files[i])
+                documents = find_documents(ids, bos_id, self.vocab_size, self.files[i])
                 for starts, lengths, row_sizes in pack(*documents, self.T + 1):
                     pieces.append(np.stack([np.full_like(starts, i), starts, lengths], axis=1))
                     sizes.append(row_sizes)

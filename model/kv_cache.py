@@ -26,7 +26,7 @@ class KVCache:
             raise ValueError(f"the cache holds {self.capacity} positions; {self.length} + {count} do not fit")
 
     def append(self, layer, k, v):
-        """Stores k, v (B, K, T, D) behind what is there; returns all of that layer's keys and values (B, K, length + T, D)."""
+        """Stores k, v (B, K, T, D) behind what is there; returns all of the layer's k, v (B, K, length + T, D)."""
         start, end = self.length, self.length + k.shape[2]
         self.keys[layer, :, :, start:end] = k
         self.values[layer, :, :, start:end] = v

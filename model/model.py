@@ -153,7 +153,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """normal(0, 0.02), and 0.02 / sqrt(2 L) for wo and w2: 2 L of them add up in the residual stream (GPT-2, §2.3)."""
+        """normal(0, 0.02); 0.02 / sqrt(2 L) for wo and w2, as 2 L of them add up in the residual stream (GPT-2)."""
         for name, p in self.named_parameters():
             if p.dim() < 2:
                 p.fill_(1.0)
@@ -166,7 +166,7 @@ class Transformer(nn.Module):
 
         Args:
             tokens: (B, T) ids.
-            targets: (B, T) ids to predict, -100 where nothing is scored. Rows without any are left out of the balance loss.
+            targets: (B, T) ids to predict, -100 where nothing is scored; rows without any do not count for balance.
             docs: (B, T) document numbers; given, a position sees only its own document. None: all before it.
             cache: a KVCache; tokens go behind what it holds and it is advanced.
             last_only: logits of the last position only, which is all that generation needs.

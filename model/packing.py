@@ -1,8 +1,8 @@
 """Documents of any length → rows of T + 1 ids, nearly without padding.
 
-A document longer than a row is cut into pieces that overlap by one id, so that each id after the first is a target exactly
-once. Pieces are then put together best-fit-decreasing: the longest piece left opens a row, and the longest that still
-fits follows until nothing does. So rows start where documents start, wherever documents are shorter than a row.
+A document longer than a row is cut into pieces that overlap by one id, so that each id after the first is a target
+exactly once. Pieces are then put together best-fit-decreasing: the longest piece left opens a row, and the longest that
+still fits follows until nothing does. So rows start where documents start, unless a document is longer than a row.
 Source: Ding et al. 2024, arXiv:2404.10830 (best-fit packing).
 """
 

@@ -44,7 +44,7 @@ def rope_table(cfg, length):
 
 
 def apply_rope(x, cos, sin):
-    """Turns adjacent pairs of x (B, T, H, D) by the angles of cos, sin (T, D/2); computed in fp32, returned in x's dtype."""
+    """Turns adjacent pairs of x (B, T, H, D) by the angles of cos, sin (T, D/2), in fp32; returns x's dtype."""
     pairs = x.float().unflatten(-1, (-1, 2))  # (B, T, H, D/2, 2)
     a, b = pairs.unbind(-1)
     cos, sin = cos[:, None, :], sin[:, None, :]

@@ -1,7 +1,7 @@
 """How anything here is trained: the only backward() of the project.
 
 fit() = rows in a fixed random order → sums of losses ÷ scored tokens of the whole global step → clip → optimizer →
-log, save, validate. Stages differ in their model, their data and their loss function, which come from the numbered scripts.
+log, save, validate. Stages differ in model, data and loss function, which come from the numbered scripts.
 """
 
 import dataclasses
@@ -183,8 +183,8 @@ class Run:
         where = f"rows {bad[:8]} of the training data" if bad else "another rank's rows, or the gradient alone"
         kept = f"the checkpoint {self.path} is kept" if self.path.exists() else "nothing had been saved yet"
         raise FloatingPointError(
-            f"step {self.progress.step + 1}: loss {mean}, gradient norm {norm}; seen in {where}. The weights were not moved; {kept}. "
-            "Try a lower --learning_rate, --dtype float32, or look at those rows"
+            f"step {self.progress.step + 1}: loss {mean}, gradient norm {norm}; seen in {where}. "
+            f"The weights were not moved; {kept}. Try a lower --learning_rate, --dtype float32, or look at those rows"
         )
 
     # ---- validation ------------------------------------------------------------------------------------------------
@@ -233,7 +233,8 @@ def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss
     run.resume()
     if run.progress.step >= run.total:
         runtime.say(
-            f"{run.path} is finished: {run.progress.step} of {run.total} steps. More: raise --epochs or --max_steps; again: --fresh"
+            f"{run.path} is finished: {run.progress.step} of {run.total} steps. "
+            "To train more, raise --epochs or --max_steps; to start over: --fresh"
         )
         return run.progress
     describe_run(run)
@@ -301,14 +302,17 @@ def describe_run(run):
     kind = f"{lm.n_routed_experts} experts, {lm.num_experts_per_tok} per token" if lm.use_moe else "dense"
     where = f"{runtime.device}" + (f" x {runtime.world}" if runtime.world > 1 else "")
     runtime.say(
-        f"model     {run.model.n_params():,} parameters: dim {lm.dim}, {lm.n_layers} layers, {kind}, {lm.vocab_size} ids"
+        f"model     {run.model.n_params():,} parameters: dim {lm.dim}, {lm.n_layers} layers, {kind}, "
+        f"{lm.vocab_size} ids"
     )
     runtime.say(f"device    {where}, {str(runtime.dtype).removeprefix('torch.')} (--dtype {cfg.dtype})")
     rows, T = len(run.data.train_rows), run.data.train.T
     runtime.say(
-        f"data      {rows:,} rows of {T} ({run.data.train.fill:.1%} real tokens), {len(run.data.val_rows):,} for validation"
+        f"data      {rows:,} rows of {T} ({run.data.train.fill:.1%} real tokens), "
+        f"{len(run.data.val_rows):,} for validation"
     )
     runtime.say(
-        f"plan      {run.total:,} steps of {run.order.rows_per_step} rows ({run.order.rows_per_step * T:,} tokens), {run.order.steps_per_epoch:,} steps an epoch, "
+        f"plan      {run.total:,} steps of {run.order.rows_per_step} rows ({run.order.rows_per_step * T:,} tokens), "
+        f"{run.order.steps_per_epoch:,} steps an epoch, "
         f"{cfg.optimizer}, {cfg.schedule} from {cfg.learning_rate:g}"
     )

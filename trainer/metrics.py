@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import json
-import os
 import time
 from pathlib import Path
 
@@ -34,7 +33,8 @@ def training_line(r):
 
 def validation_line(r):
     """The line of a validation, from its record."""
-    return f"step {r['step']}/{r['total']}  validation loss {r['val_loss']:.3f} nats/token  {r['val_bits_per_byte']:.3f} bits/byte"
+    values = f"validation loss {r['val_loss']:.3f} nats/token  {r['val_bits_per_byte']:.3f} bits/byte"
+    return f"step {r['step']}/{r['total']}  {values}"
 
 
 class Log:
@@ -95,8 +95,8 @@ def start_wandb(cfg, runtime, config):
         )
     except (wandb.errors.Error, OSError) as error:  # no login, no network
         runtime.say(
-            f"wandb did not start ({str(error).splitlines()[0]}). Log in with `wandb login`, or set WANDB_MODE=offline and "
-            f"run `wandb sync` later. Training goes on; the same numbers are in {os.path.join(cfg.out_dir, '*.jsonl')}"
+            f"wandb did not start ({str(error).splitlines()[0]}). Log in with `wandb login`, or set WANDB_MODE=offline "
+            f"and run `wandb sync` later. Training goes on; the same numbers are in {cfg.out_dir}/*.jsonl"
         )
         return None
 

@@ -125,7 +125,7 @@ def choose_compile(mode, device, steps):
 
 
 def seed_step(seed, step, rank):
-    """Gives every (step, rank) its own random numbers, so that dropout after a resume is that of a run never stopped."""
+    """Gives every (step, rank) its own random numbers, so that a resumed run's dropout is that of one never stopped."""
     # splitmix-style mixing: neighbouring steps and ranks must not get neighbouring generators
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & (2**63 - 1)
     torch.manual_seed(mixed)

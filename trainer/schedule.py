@@ -9,8 +9,8 @@ def lr_factor(step, total, kind, warmup, floor=0.1, anneal_fraction=0.2):
     Args:
         step: optimizer steps already taken, 0 … total - 1.
         total: steps of the whole run.
-        kind: 'cosine', 'linear': from 1 down to `floor` at the end. 'constant': 1. 'wsd' (warmup, stable, decay): 1, then
-            a straight tail to 0 over the last `anneal_fraction` of all steps (Hu et al. 2024, arXiv:2404.06395).
+        kind: 'cosine', 'linear': from 1 down to `floor` at the end. 'constant': 1. 'wsd' (warmup, stable, decay):
+            1, then a straight tail to 0 over the last `anneal_fraction` of them (Hu et al. 2024, arXiv:2404.06395).
         warmup: steps of a straight rise to 1; never more than a tenth of the run, so that short runs learn too.
         floor: where cosine and linear end.
     Returns:

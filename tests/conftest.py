@@ -1,0 +1,37 @@
+"""Fixtures that many tests share."""
+
+import pytest
+
+SENTENCES = [
+    "春天来了，小河边的柳树发了芽，孩子们在草地上放风筝。",
+    "老师说：学而不思则罔，思而不学则殆。你明白了吗？",
+    "北京到上海的高铁每天有几十班，最快的只要四个多小时。",
+    "The quick brown fox jumps over the lazy dog, then sleeps.",
+    "for i in range(10):\n    print(i, end=' ')\n",
+    "今天气温 23 度，明天 19 度，后天有小雨。",
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory):
+    """A folder with the tokenizer.json of a tiny byte-level BPE: about 300 ids, built like the project's own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(SENTENCES * 3, trainer)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
