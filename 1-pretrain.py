@@ -1,6 +1,6 @@
 """Stage 1: pretraining. The model reads text and learns to predict each next token.
 
-reads    dataset/pretrain.bin   packed ids (data_process.py pretrain); or a folder of shards; or raw .jsonl / .csv / .txt
+reads    dataset/pretrain.bin   ids (data_process.py pretrain); or a folder of shards; or raw .jsonl, .csv, .txt
 writes   out/pretrain_<dim>[_moe].pth   the base model, with a .json that describes it and a .jsonl log
 
     python 1-pretrain.py --data_path dataset/pretrain.bin --preset small
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+import data_process
 from model.chat import load_tokenizer
 from model.dataset import PretrainDataset, split_rows, tokenizer_of
 from model.LMConfig import PRESETS, LMConfig, config_for
@@ -40,11 +41,25 @@ def parse(argv):
     return TrainConfig(**settings), typed["preset"], shape
 
 
-def load_data(cfg, lm, tokenizer):
+def packed(cfg, tokenizer, runtime):
+    """The .bin (or folder of them) to train on; raw text is first turned into one, in out_dir/cache."""
+    path = Path(cfg.data_path)
+    if path.suffix == ".bin" or (path.is_dir() and any(path.glob("*.bin"))) or not path.exists():
+        return path
+    written = max(f.stat().st_mtime_ns for f in (path, *path.glob("**/*")))
+    file = Path(cfg.out_dir, "cache", f"{path.stem}_{tokenizer.hash}_{written}.bin")
+    if runtime.is_main and not file.is_file():
+        flags = ["--tokenizer", str(tokenizer.path), "--val_fraction", str(cfg.val_fraction), "--seed", str(cfg.seed)]
+        data_process.main(["pretrain", "--input", str(path), "--output", str(file), *flags])
+    parallel.wait_for_all(runtime)
+    return file
+
+
+def load_data(cfg, lm, tokenizer, path):
     """Packed rows to train on, and the _val part beside them, or else a share of the rows, to validate on."""
     cache = Path(cfg.out_dir) / "cache"
-    train = PretrainDataset(cfg.data_path, lm.max_seq_len, tokenizer, cache, lm.vocab_size)
-    val_file = Path(cfg.data_path).with_name(Path(cfg.data_path).stem + "_val.bin")
+    train = PretrainDataset(path, lm.max_seq_len, tokenizer, cache, lm.vocab_size)
+    val_file = path.with_name(path.stem + "_val.bin")
     if val_file.is_file():
         val = PretrainDataset(val_file, lm.max_seq_len, tokenizer, cache, lm.vocab_size)
         return Data(train, range(len(train)), val, range(len(val)))
@@ -63,7 +78,7 @@ def main(argv=None):
             model, _ = load_model(cfg.init_from, **shape)
         else:
             model = Transformer(config_for(preset, **shape))
-        data = load_data(cfg, model.cfg, tokenizer)
+        data = load_data(cfg, model.cfg, tokenizer, packed(cfg, tokenizer, runtime))
         loss = partial(language_model_loss, doc_mask=cfg.doc_mask)
         fit(model, runtime, cfg, "pretrain", tokenizer, data, loss)
 

@@ -52,9 +52,7 @@ def open_model(typed):
     folder = typed.tokenizer or (recorded if recorded and Path(recorded, "tokenizer.json").is_file() else None)
     tokenizer = load_tokenizer(folder)
     tokenizer.check(about.get("tokenizer_hash"), model.cfg.vocab_size, path)
-    print(
-        f"{path}: {about.get('stage', 'no description beside it')}, {model.n_params():,} parameters, {model.rope_cos.device}"
-    )
+    print(f"{path}: {about.get('stage', 'no description beside it')}, {model.n_params():,} parameters")
     return model, tokenizer
 
 

@@ -70,7 +70,9 @@ def test_gradients_equal_stock_llama():
     (llama(ids, labels=ids).loss * ids[:, 1:].numel()).backward()
     theirs = llama.model.layers[1].mlp.down_proj.weight.grad
     torch.testing.assert_close(ours.layers[1].feed_forward.w2.weight.grad, theirs, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(ours.tok_embeddings.weight.grad, llama.model.embed_tokens.weight.grad, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        ours.tok_embeddings.weight.grad, llama.model.embed_tokens.weight.grad, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_parameter_names_are_minimind_v1s():
@@ -258,7 +260,7 @@ def test_compiled_equals_eager():
     assert not any(k.startswith("_orig_mod") for k in ours.state_dict())
 
 
-# ---- experts -----------------------------------------------------------------------------------------------------------
+# ---- experts -------------------------------------------------------------------------------------------------------
 def test_balance_loss_is_one_when_even_and_rises_when_experts_are_preferred():
     B, T, E, k = 3, 8, 4, 2
     even = torch.full((B, T, E), 1 / E)
@@ -312,7 +314,7 @@ def test_balance_loss_teaches_the_router_and_unused_experts_get_zero_gradients()
     assert all(p.grad is not None for p in ours.parameters())  # DDP waits for every parameter
 
 
-# ---- what a person can get wrong -------------------------------------------------------------------------------------------
+# ---- what a person can get wrong -----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("shape", "words"),
     [

@@ -176,7 +176,7 @@ def test_reading_rows_does_not_load_the_file(tmp_path):
     code = (
         "import sys, resource, torch; sys.path.insert(0, '.')\n"
         "from model.dataset import PretrainDataset; from tests.test_packing import Vocabulary\n"
-        "def anonymous(): return int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1])\n"
+        "def anonymous(): return int(open('/proc/self/status').read().split('RssAnon:')[1].split()[0])\n"
         f"before = anonymous(); data = PretrainDataset({str(path)!r}, 511, Vocabulary(), {str(tmp_path)!r})\n"
         "rows = [data[i][1].sum() for i in range(0, len(data), 50)]; print(anonymous() - before)\n"
     )

@@ -68,7 +68,15 @@ def train(out_dir, shape=(), data=None, loss_fn=language_model_loss, **changes):
     torch.manual_seed(3)
     model = Transformer(LMConfig(**{**SHAPE, **dict(shape)}))
     rows = data or Rows()
-    fit(model, CPU, settings(out_dir, **changes), "pretrain", ByteVocabulary(), Data(rows, np.arange(len(rows))), loss_fn)
+    fit(
+        model,
+        CPU,
+        settings(out_dir, **changes),
+        "pretrain",
+        ByteVocabulary(),
+        Data(rows, np.arange(len(rows))),
+        loss_fn,
+    )
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
@@ -81,7 +89,7 @@ def optimizer_tensors(out_dir, name="pretrain_32"):
     return [t for s in states for p in s["state"].values() for t in p.values() if torch.is_tensor(t)]
 
 
-# ---- the gradient ------------------------------------------------------------------------------------------------------
+# ---- the gradient --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
 def test_accumulation_does_not_change_the_weights(tmp_path, optimizer, moe):
@@ -146,7 +154,7 @@ def test_muon_gets_the_matrices_and_adamw_the_rest(tmp_path):
     assert {n.split(".")[-2] for n in in_muon} == {"wq", "wk", "wv", "wo", "w1", "w2", "w3"}
 
 
-# ---- stopping and going on ---------------------------------------------------------------------------------------------
+# ---- stopping and going on -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
 def test_a_stopped_and_continued_run_ends_bit_equal(tmp_path, optimizer, moe):
@@ -233,7 +241,7 @@ def test_the_same_step_split_otherwise_may_be_continued(tmp_path):
     assert load_file(tmp_path / "pretrain_32_resume.pth")["progress"]["step"] == 6
 
 
-# ---- what goes wrong ---------------------------------------------------------------------------------------------------
+# ---- what goes wrong -----------------------------------------------------------------------------------------------
 def test_a_non_finite_loss_stops_before_the_weights_move_and_names_the_rows(tmp_path):
     seen = []
 
@@ -286,7 +294,7 @@ def test_a_failed_save_keeps_the_one_before(tmp_path, monkeypatch):
     assert not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp")]
 
 
-# ---- validation and log ------------------------------------------------------------------------------------------------
+# ---- validation and log --------------------------------------------------------------------------------------------
 def test_validation_is_nats_per_scored_token_and_bits_per_byte(tmp_path):
     rows = Rows(20)
     torch.manual_seed(3)
@@ -318,7 +326,9 @@ def test_the_description_says_what_the_checkpoint_is(tmp_path):
     assert about["stage"] == "pretrain" and about["step"] == 10 and about["tokenizer_hash"] == "abc"
     assert about["config"] == dataclasses.asdict(LMConfig(**SHAPE))
     assert about["settings"]["learning_rate"] == 1e-3 and about["versions"]["torch"] == torch.__version__
-    assert about["tokens"] == sum(json.loads(line)["tokens"] for line in list(open(tmp_path / "pretrain_32.jsonl"))[-1:])
+    assert about["tokens"] == sum(
+        json.loads(line)["tokens"] for line in list(open(tmp_path / "pretrain_32.jsonl"))[-1:]
+    )
 
 
 def test_a_worker_changes_nothing(tmp_path):

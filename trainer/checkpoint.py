@@ -107,9 +107,10 @@ def load_file(path, device="cpu"):
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
         raise ValueError(
             f"{path} is not a whole checkpoint ({path.stat().st_size:,} bytes; it is cut off or something else): "
-            f"delete it and run its stage again. PyTorch says: {str(error).splitlines()[0][:160]}"
+            f"delete it and run its stage again. PyTorch says: {reason}"
         ) from error
 
 

@@ -1,0 +1,171 @@
+"""Raw files → records → texts, in bounded memory; what cannot be used is counted by reason, with its place.
+
+Reads .jsonl, .json (one array, or values one after another), .csv, .txt and .parquet, plain or gzip. Files are parsed,
+never executed, and nothing disappears: a record either comes out or is a counted drop.
+"""
+
+import collections
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+from cleaning.binfile import is_sidecar
+from cleaning.encodings import ignore, read_chunks, utf8_chunks
+from cleaning.formats import read_csv, read_json_lines, read_json_values, read_paragraphs, read_parquet
+
+ENDINGS = (".jsonl", ".json", ".csv", ".txt", ".parquet")
+# Where the words are in instruction and preference data; `role`, `from`, `id` and the like are labels, not words.
+# fmt: off
+CHAT_KEYS = ("system", "history", "instruction", "prompt", "question", "query", "input", "q", "conversations",
+             "messages", "output", "response", "answer", "a", "chosen", "rejected", "response_chosen",
+             "response_rejected", "value", "content", "text")
+CHAT_MARKS = ("instruction", "output", "conversations", "messages", "q", "a", "prompt", "question", "chosen",
+              "rejected")
+# fmt: on
+
+
+class Drops:
+    """What was left out: `counts` by reason, and `first` example of each as 'file:line: excerpt'."""
+
+    def __init__(self):
+        self.counts = collections.Counter()
+        self.first = {}
+
+    def add(self, reason, source, line, sample=""):
+        """Counts one drop; `sample` (str or bytes) becomes one short printable line."""
+        self.counts[reason] += 1
+        if reason not in self.first:
+            start = sample[:200].decode("utf-8", "backslashreplace") if isinstance(sample, bytes) else sample[:200]
+            shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in start.strip())
+            self.first[reason] = f"{source}:{line}: {shown[:80]}"
+
+    def merge(self, other):
+        """Adds another count to this one; a first example already here stays."""
+        self.counts.update(other.counts)
+        self.first = {**other.first, **self.first}
+
+    def table(self):
+        """One line per reason, the most frequent first."""
+        if not self.counts:
+            return "dropped: nothing"
+        width = max(map(len, self.counts))
+        rows = [f"{count:>11,}  {reason:<{width}}  {self.first[reason]}" for reason, count in self.counts.most_common()]
+        total = sum(self.counts.values())
+        return "\n".join([f"dropped: {total:,} in all; by reason, with the first of each", *rows])
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def ending_of(path):
+    """'.jsonl' for a.jsonl and A.JSONL.gz; '' for an ending that is not read here."""
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    return suffix if suffix in ENDINGS else ""
+
+
+def expand_inputs(paths):
+    """Files and folders (searched to the bottom, sorted) → list of Path, each file once."""
+    found = {}
+    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
+        if path.is_dir():
+            files = [p for p in sorted(path.rglob("*")) if p.is_file() and ending_of(p) and not is_sidecar(p)]
+            if not files:
+                raise FileNotFoundError(
+                    f"no {' '.join(ENDINGS)} file, plain or .gz, in folder {path}; name another folder"
+                )
+        elif not path.exists():
+            raise FileNotFoundError(
+                f"no file or folder at {path}; check the path, or make data: python data_process.py demo"
+            )
+        elif not ending_of(path):
+            raise ValueError(
+                f"cannot read {path}: it must end in {', '.join(ENDINGS)}, or one of them and .gz; convert it"
+            )
+        else:
+            files = [path]
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    if not found:
+        raise ValueError("no input: name at least one file or folder")
+    return list(found.values())
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+READERS = {".jsonl": read_json_lines, ".json": read_json_values, ".csv": read_csv, ".txt": read_paragraphs}
+
+
+def read_records(path, drops, progress=ignore):
+    """Yields (line, record) for every usable record of one file; a record is a dict.
+
+    Args:
+        drops: Drops that counts the rest.
+        progress: called with the number of bytes taken from the disk, as they are.
+    """
+    path, source, ending = Path(path), str(path), ending_of(Path(path))
+    if path.stat().st_size == 0:
+        drops.add("empty file", source, 0)
+        return
+    try:
+        if ending == ".parquet":
+            yield from read_parquet(path, source, drops, progress)
+        else:
+            yield from READERS[ending](utf8_chunks(read_chunks(path, progress)), source, drops)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        drops.add("broken gzip file", source, 0, f"what was before the break is kept: {error}")
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+def chat_strings(value):
+    """The words of instruction, chat and preference data in reading order, without roles and names."""
+    if isinstance(value, str):
+        return [value] if value not in ("", "[]") else []
+    if isinstance(value, dict):
+        value = [v for k, v in value.items() if k in CHAT_KEYS]
+    return [s for v in value for s in chat_strings(v)] if isinstance(value, list) else []
+
+
+def text_of(record, field=None):
+    """The text of one record → (text, None) or (None, reason)."""
+    name = field or next((k for k in ("text", "content") if k in record), None)
+    if name is None:
+        if not any(k in record for k in CHAT_MARKS):
+            return None, "no text field"
+        return "\n".join(chat_strings(record)), None
+    if name not in record:
+        return None, f"no field {name}"
+    value = record[name]
+    if isinstance(value, str):
+        return value, None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None, "text is NaN" if math.isnan(value) else "text is a number"
+    kinds = {type(None): "null", bool: "true or false", int: "a number", float: "a number", dict: "an object"}
+    return None, f"text is {kinds.get(type(value), 'a list')}"
+
+
+def read_located(paths, drops, field=None, progress=ignore):
+    """Yields (file, line, text) for every record of `paths`, which are files and folders; see read_texts."""
+    for path in expand_inputs(paths):
+        for line, record in read_records(path, drops, progress):
+            text, reason = text_of(record, field)
+            if reason is None:
+                yield str(path), line, text
+            else:
+                drops.add(reason, str(path), line, str(record))
+
+
+def read_texts(paths, drops, field=None):
+    """Yields the raw text of every record of `paths`, which are files and folders.
+
+    Args:
+        drops: Drops that counts what has no text.
+        field: name of the text field. Unset: `text`, else `content`, else all words of an instruction, chat or
+            preference record, joined by newlines.
+    Raises:
+        FileNotFoundError, ValueError: a path that is not there, or that is no format of this project.
+    """
+    for _, _, text in read_located(paths, drops, field):
+        yield text

@@ -1,0 +1,94 @@
+"""A run killed with SIGKILL at random moments and started again ends bit-equal to one never stopped."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from model.LMConfig import LMConfig
+from model.model import Transformer
+from tests.test_training import CPU, ByteVocabulary, Rows, settings
+from trainer.checkpoint import load_file
+from trainer.loop import Data, fit
+
+STEPS, KILLS = 40, 5
+
+
+def run(out_dir, moe, optimizer, workers):
+    """One start of a training run; called in a process of its own, which may not live to its end."""
+    torch.set_num_threads(1)
+    torch.manual_seed(3)
+    shape = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 320, "max_seq_len": 24}
+    model = Transformer(LMConfig(**shape, use_moe=moe, dropout=0.1))
+    cfg = settings(out_dir, max_steps=STEPS, save_interval=2, log_interval=1, optimizer=optimizer, num_workers=workers)
+    rows = Rows()
+    fit(model, CPU, cfg, "pretrain", ByteVocabulary(), Data(rows, np.arange(len(rows)), rows, np.arange(8)))
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """A fork server that has imported everything, so that a start costs milliseconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_kill"])
+    return context
+
+
+def wait_for_a_step(process, log):
+    """Returns the time when the log has its first line; fails if the process ends before."""
+    while not log.exists() or not log.stat().st_size:
+        assert process.exitcode is None, "the process ended before it trained"
+        time.sleep(0.01)
+    return time.monotonic()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moe", "optimizer", "workers"),
+    [(False, "adamw", 0), (False, "muon", 2), (True, "adamw", 2), (True, "muon", 0)],
+)
+def test_killed_at_random_moments_it_ends_bit_equal(tmp_path, processes, moe, optimizer, workers):
+    arguments = (moe, optimizer, workers)
+    name = "pretrain_64_moe" if moe else "pretrain_64"
+    whole = processes.Process(target=run, args=(tmp_path / "whole", *arguments))
+    whole.start()
+    training = wait_for_a_step(whole, tmp_path / "whole" / f"{name}.jsonl")
+    whole.join()
+    assert whole.exitcode == 0
+    step_time = (time.monotonic() - training) / STEPS
+
+    victim, chance, reached = tmp_path / "killed", random.Random(f"{moe}{optimizer}"), [0]
+    log = victim / f"{name}.jsonl"
+    for _ in range(KILLS):
+        log.unlink(missing_ok=True)
+        process = processes.Process(target=run, args=(victim, *arguments))
+        process.start()
+        wait_for_a_step(process, log)
+        time.sleep(chance.uniform(0, 8) * step_time)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        file = victim / f"{name}_resume.pth"
+        reached.append(load_file(file)["progress"]["step"] if file.exists() else 0)
+        if reached[-1] > STEPS - 8:  # nearly through: begin a new victim; the kills so far count
+            for file in victim.glob("pretrain*"):
+                file.unlink()
+            reached.append(0)
+    last = processes.Process(target=run, args=(tmp_path / "killed", *arguments))
+    last.start()
+    last.join()
+    assert last.exitcode == 0 and max(reached) > 0, reached
+
+    states = [load_file(tmp_path / which / f"{name}_resume.pth") for which in ("whole", "killed")]
+    assert all(torch.equal(states[0]["model"][k], states[1]["model"][k]) for k in states[0]["model"])
+    tensors = [
+        [t for o in s["optimizers"] for p in o["state"].values() for t in p.values() if torch.is_tensor(t)]
+        for s in states
+    ]
+    assert len(tensors[0]) == len(tensors[1]) > 0
+    assert all(torch.equal(a, b) for a, b in zip(*tensors))
+    weights = [load_file(tmp_path / which / f"{name}.pth") for which in ("whole", "killed")]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])

@@ -1,0 +1,299 @@
+"""Flags, schedules, devices, number formats, FLOPs and log lines."""
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from model.LMConfig import LMConfig
+from model.model import Transformer
+from trainer import args, runtime
+from trainer.config import FREE, TrainConfig, changed_settings
+from trainer.flops import flops_per_token, peak_flops
+from trainer.metrics import Log, duration, start_wandb, training_line
+from trainer.runtime import Runtime, choose_compile, choose_device, choose_dtype, seed_step
+from trainer.schedule import lr_factor
+
+MINIMIND_FLAGS = (
+    "out_dir epochs batch_size learning_rate device dtype use_wandb wandb_project num_workers data_path ddp "
+    "accumulation_steps grad_clip warmup_iters log_interval save_interval local_rank model_name"
+).split()
+OUR_FLAGS = "max_steps val_fraction compile optimizer schedule parallel seed fresh init_from".split()
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def parser_of(cls, **kwargs):
+    parser = args.make_parser("doc")
+    args.add_fields(parser, cls, **kwargs)
+    return parser
+
+
+# ---- flags ---------------------------------------------------------------------------------------------------------
+def test_every_contract_flag_exists_with_both_spellings():
+    parser = parser_of(TrainConfig)
+    for name in MINIMIND_FLAGS + OUR_FLAGS:
+        spellings = parser._option_string_actions
+        assert f"--{name}" in spellings and f"--{name.replace('_', '-')}" in spellings
+
+
+def test_every_model_field_is_a_flag_and_typed_ones_alone_are_set():
+    typed = vars(parser_of(LMConfig, unset=True).parse_args(["--dim", "256", "--use_moe", "--rope-scaling", "yarn:4"]))
+    assert args.split(typed, LMConfig) == [{"dim": 256, "use_moe": True, "rope_scaling": "yarn:4"}]
+    assert {f"--{f.name}" for f in dataclasses.fields(LMConfig)} <= set(parser_of(LMConfig)._option_string_actions)
+
+
+@pytest.mark.parametrize(("typed", "value"), [("--fresh", True), ("--fresh=no", False), ("--fresh=true", True)])
+def test_yes_and_no_flags_work_bare_and_with_a_word(typed, value):
+    assert parser_of(TrainConfig).parse_args([typed]).fresh is value
+
+
+def test_numbers_keep_their_type_and_bad_ones_are_refused(capsys):
+    typed = parser_of(TrainConfig).parse_args(["--max-steps", "5", "--learning_rate", "3e-4"])
+    assert typed.max_steps == 5 and typed.learning_rate == 3e-4
+    for bad in (["--epochs", "two"], ["--optimizer", "sgd"], ["--fresh", "maybe"], ["--epoch_count", "3"]):
+        with pytest.raises(SystemExit) as left:
+            parser_of(TrainConfig).parse_args(bad)
+        assert left.value.code == 2
+    assert "maybe" in capsys.readouterr().err
+
+
+def test_a_misspelt_default_stops_at_start():
+    with pytest.raises(TypeError, match="no field.*learning_rat"):
+        parser_of(TrainConfig, defaults={"learning_rat": 1})
+
+
+def test_help_names_every_default():
+    text = parser_of(TrainConfig).format_help()
+    assert all(f.name in text for f in dataclasses.fields(TrainConfig)) and "(default: 0.001)" in text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("max_steps", 0),
+        ("learning_rate", 0.0),
+        ("val_fraction", 1.5),
+        ("grad_clip", -1),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"--{field} is {value}"):
+        TrainConfig(**{field: value})
+
+
+def test_what_is_free_to_change_is_a_setting_and_the_rest_is_compared():
+    names = {f.name for f in dataclasses.fields(TrainConfig)}
+    assert names >= FREE and {"learning_rate", "seed", "optimizer", "schedule", "dtype", "val_fraction"} <= names - FREE
+    a = dataclasses.asdict(TrainConfig())
+    assert changed_settings(a, {**a, "seed": 2, "epochs": 9}) == {"seed": (1337, 2)}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ValueError("dim 5 is wrong"), 1, "error: dim 5 is wrong"),
+        (FileNotFoundError(2, "No such file", "a.bin"), 1, "error: no such file: a.bin"),
+        (KeyboardInterrupt(), 130, "stopped by ctrl-C"),
+    ],
+)
+def test_what_a_person_causes_is_one_line_and_an_exit_code(capsys, error, code, words):
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        args.run(main, [])
+    assert left.value.code == code
+    assert words in capsys.readouterr().err
+
+
+def test_bugs_and_debug_keep_their_traceback():
+    def main(argv):
+        raise KeyError("x") if not argv else ValueError("y")
+
+    with pytest.raises(KeyError):
+        args.run(main, [])
+    with pytest.raises(ValueError):
+        args.run(main, ["--debug"])
+
+
+def test_bool_parser_refuses_other_words():
+    assert args.parse_bool("On") is True and args.parse_bool("0") is False
+    with pytest.raises(argparse.ArgumentTypeError, match="maybe"):
+        args.parse_bool("maybe")
+
+
+# ---- schedule ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "wsd"])
+def test_the_rate_rises_straight_in_warmup_and_never_leaves_0_to_1(kind):
+    factors = [lr_factor(s, 200, kind, 20) for s in range(200)]
+    assert factors[:20] == pytest.approx([(s + 1) / 21 for s in range(20)])
+    assert factors[20] == pytest.approx(1.0) and all(0 < f <= 1 for f in factors)
+    assert all(a >= b - 1e-12 for a, b in zip(factors[20:], factors[21:]))
+
+
+def test_each_schedule_ends_where_it_says():
+    end = {k: lr_factor(999, 1000, k, 10, floor=0.1, anneal_fraction=0.2) for k in ("cosine", "linear", "constant")}
+    assert end == pytest.approx({"cosine": 0.1, "linear": 0.1, "constant": 1.0})
+    assert lr_factor(504, 1000, "linear", 10) == pytest.approx(1 - 0.9 * 494 / 989)
+    assert lr_factor(504, 1000, "cosine", 10) == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 494 / 989)))
+
+
+def test_wsd_is_flat_and_then_falls_straight_towards_0():
+    factors = [lr_factor(s, 1000, "wsd", 10, anneal_fraction=0.2) for s in range(1000)]
+    assert set(factors[10:800]) == {1.0}
+    steps = [a - b for a, b in zip(factors[800:], factors[801:])]
+    assert steps == pytest.approx([1 / 201] * 199) and factors[-1] == pytest.approx(1 / 201)
+
+
+def test_a_short_run_is_not_all_warmup_and_an_unknown_schedule_is_refused():
+    assert lr_factor(1, 10, "constant", 500) == 1.0 and lr_factor(0, 1, "cosine", 20) == 1.0
+    with pytest.raises(ValueError, match="'step'.*cosine, linear, constant, wsd"):
+        lr_factor(5, 10, "step", 0)
+
+
+# ---- devices and formats -------------------------------------------------------------------------------------------
+def test_cuda_asked_for_and_absent_is_an_error_with_the_next_step(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == CPU
+    with pytest.raises(ValueError, match=r"--device cuda.*sees no CUDA device.*--device cpu"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["gpu", "xpu", "meta"])
+def test_unknown_devices_are_refused(name):
+    with pytest.raises(ValueError, match=f"--device {name}"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "chosen"),
+    [(CPU, True, "bfloat16"), (CPU, False, "float32"), (CUDA, True, "bfloat16"), (CUDA, False, "float16")],
+)
+def test_auto_takes_the_best_format_that_the_hardware_has(monkeypatch, device, bf16, chosen):
+    monkeypatch.setattr(runtime, "has_bf16", lambda d: bf16)
+    assert choose_dtype("auto", device)[0] == getattr(torch, chosen)
+
+
+def test_a_format_that_the_hardware_lacks_is_refused_and_never_replaced(monkeypatch):
+    monkeypatch.setattr(runtime, "has_bf16", lambda d: False)
+    with pytest.raises(ValueError, match="bfloat16.*no bf16 units.*float32"):
+        choose_dtype("bfloat16", CPU)
+    with pytest.raises(ValueError, match="float16 needs a CUDA device"):
+        choose_dtype("float16", CPU)
+    with pytest.raises(ValueError, match="--dtype int8 is unknown"):
+        choose_dtype("int8", CPU)
+    monkeypatch.setattr(runtime, "has_bf16", lambda d: True)
+    assert choose_dtype("bf16", CPU)[0] == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_format_asked_for_is_the_one_that_runs(dtype):
+    with Runtime(CPU, dtype).autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_compiling_pays_in_long_runs_only_and_needs_a_compiler(monkeypatch):
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: "/usr/bin/g++")
+    assert choose_compile("auto", CPU, 5000)[0] and not choose_compile("auto", CPU, 20)[0]
+    assert choose_compile("on", CPU, 20)[0] and not choose_compile("off", CPU, 5000)[0]
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: None)
+    assert not choose_compile("auto", CPU, 5000)[0]
+    with pytest.raises(ValueError, match="--compile on needs a C"):
+        choose_compile("on", CPU, 20)
+
+
+def test_every_step_and_rank_has_its_own_random_numbers():
+    def first(*where):
+        seed_step(*where)
+        return torch.rand(1).item()
+
+    draws = [first(1, step, rank) for step in range(20) for rank in range(4)]
+    assert len(set(draws)) == 80 and first(1, 7, 2) == draws[7 * 4 + 2]
+
+
+# ---- arithmetic ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("moe", [False, True])
+def test_flops_equal_six_per_working_weight_and_attention(moe):
+    cfg = LMConfig(use_moe=moe)
+    with torch.device("meta"):
+        model = Transformer(cfg)
+    working = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and ".experts." not in n)
+    working += sum(p.numel() for n, p in model.named_parameters() if ".experts.0." in n or ".experts.1." in n)
+    assert flops_per_token(cfg, 512) == 6 * working + 12 * 8 * 512 * 512
+
+
+def test_peak_of_a_known_gpu_is_the_makers_figure_and_else_measured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda d: "NVIDIA H200")
+    assert peak_flops(CUDA, torch.bfloat16) == 989e12
+    assert 1e9 < peak_flops(CPU, torch.float32) < 1e14
+
+
+# ---- lines, files, wandb -------------------------------------------------------------------------------------------
+RECORD = {
+    **{"step": 1200, "total": 40000, "loss": 3.4119, "lr": 4.9e-4, "norm": 0.81, "tokens_per_second": 412310.4},
+    **{"mfu": 0.3821, "seconds_left": 6720.0},
+}
+
+
+def test_the_training_line_is_the_designs():
+    line = "step 1200/40000  loss 3.412  lr 4.9e-04  norm 0.81  412,310 tok/s  mfu 38.2%  left 1h52m"
+    assert training_line(RECORD) == line
+    assert (
+        training_line({**RECORD, "expert_share": [0.2, 0.3], "skipped_steps": 2})
+        == line + "  experts 20%-30%  skipped 2"
+    )
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(9, "9s"), (75, "1m15s"), (4125, "1h08m"), (59.7, "1m00s")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_log_is_cut_back_to_where_the_run_goes_on(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (2, 4, 6)) + '{"step": 8, "lo', encoding="utf-8")
+    Log(Runtime(CPU, torch.float32), path, first_step=4).record("line", {"step": 6, "again": 1})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 2},
+        {"step": 4},
+        {"step": 6, "again": 1},
+    ]
+
+
+def test_only_the_main_rank_writes(tmp_path, capsys):
+    Log(Runtime(CPU, torch.float32, rank=1, world=2), tmp_path / "a.jsonl").record("line", {"step": 1})
+    assert not (tmp_path / "a.jsonl").exists() and capsys.readouterr().out == ""
+
+
+def test_wandb_offline_writes_a_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    cfg = TrainConfig(use_wandb=True, out_dir=str(tmp_path))
+    here = Runtime(CPU, torch.float32)
+    log = Log(here, tmp_path / "a.jsonl", wandb_run=start_wandb(cfg, here, {"settings": {}}))
+    log.record("line", {"step": 1, "loss": 2.0})
+    log.close()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_wandb_without_login_says_what_to_do_and_training_goes_on(tmp_path, monkeypatch, capsys):
+    import wandb
+
+    def no_login(**kwargs):
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", no_login)
+    assert start_wandb(TrainConfig(use_wandb=True), Runtime(CPU, torch.float32), {}) is None
+    said = capsys.readouterr().out
+    assert re.search("wandb did not start.*wandb login.*WANDB_MODE=offline.*goes on", said)
+
+
+def test_wandb_is_off_unless_asked_for_and_on_one_rank():
+    assert start_wandb(TrainConfig(), Runtime(CPU, torch.float32), {}) is None
+    assert start_wandb(SimpleNamespace(use_wandb=True), Runtime(CPU, torch.float32, rank=1, world=2), {}) is None

@@ -1,0 +1,120 @@
+"""Raw text → the tokenizer of a model: byte-level BPE, with the chat template in its configuration.
+
+reads   --data_path: .jsonl .json .csv .txt .parquet, plain or .gz, files or folders; instruction data too
+writes  tokenizer.json and tokenizer_config.json in --out_dir; stock AutoTokenizer loads the folder
+run     python train_tokenizer.py --data_path dataset/raw --vocab_size 6400 --out_dir model/minimind_tokenizer
+
+Ids: <unk> 0, <s> 1, </s> 2, think / tool_call / tool_response marks 3-8, reserved control tokens 9-15, the 256 bytes,
+then what was learned. Digits stay single. The same input gives the same bytes, on any number of cores.
+
+Memory does not grow with the input: the vocabulary is learned on an even draw of --sample_chars characters. 4, 8, 16
+and 25 million gave the same compression within 0.3 %, and 8 million peak at 0.9 GiB. What occurs twice is drawn once.
+Every 50th document is kept for the report at the end. Tokens you do not want: --exclude FILE, one a line as it is.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cleaning import bpe
+from cleaning.readers import Drops, expand_inputs, read_located
+from model.chat import DEFAULT_TOKENIZER
+from trainer.args import add_flag, make_parser, run
+
+HOLD_OUT = 50  # one document in so many is measured, not learned from
+HELD_CHARS = 400_000
+
+
+def byte_progress(total):
+    """A function to call with the bytes read since the last call: a bar on a terminal, else a line for every tenth."""
+    bar, done = tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None), 0
+
+    def advance(count):
+        nonlocal done
+        bar.update(count)
+        if bar.disable and done * 10 // total != (done + count) * 10 // total:
+            print(f"reading  {(done + count) / 1e6:,.1f} of {total / 1e6:,.1f} MB", flush=True)
+        done += count
+        if done >= total:
+            bar.close()
+
+    return advance
+
+
+def read_samples(paths, field, budget, drops):
+    """Files → (chunks to learn from, chunks to measure on); the second is empty where there are under 50 documents."""
+    files = expand_inputs(paths)
+    learn, held = bpe.TextSample(budget), bpe.TextSample(HELD_CHARS)
+    progress = byte_progress(sum(file.stat().st_size for file in files))
+    for number, (_, _, text) in enumerate(read_located(files, drops, field, progress), start=1):
+        (learn if number % HOLD_OUT else held).add(text)
+    return learn.chunks(), held.chunks()
+
+
+def write_files(folder, files):
+    """{name: text} → files in `folder`: all of them written aside first, so that a failure leaves the old ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = {folder / name: folder / f".{name}.{os.getpid()}.tmp" for name in files}
+    try:
+        for target, temp in aside.items():
+            with open(temp, "w", encoding="utf-8", newline="\n") as f:
+                f.write(files[target.name])
+                f.flush()
+                os.fsync(f.fileno())
+        for target, temp in aside.items():
+            os.replace(temp, target)
+    finally:
+        for temp in aside.values():
+            temp.unlink(missing_ok=True)
+
+
+def report(backend, texts, measured_on):
+    """The tokenizer in numbers, as lines for a person."""
+    lines = [f"characters per token, on {measured_on}:"]
+    for kind, parts in bpe.text_kinds(texts).items():
+        rate = bpe.chars_per_token(backend, parts)
+        shown = "no such text" if rate is None else f"{rate:.3f}   ({sum(map(len, parts)):,} characters)"
+        lines.append(f"  {kind:<8} {shown}")
+    back = sum(backend.decode(e.ids) == t for e, t in zip(backend.encode_batch(texts, add_special_tokens=False), texts))
+    lines.append(f"round trip: {back:,} of {len(texts):,} texts come back as they were")
+    lines.append(f"longest tokens: {bpe.learned_tokens(backend)[:12]}")
+    for why, tokens in bpe.dirty_tokens(backend).items():
+        lines.append(f"{why}: {len(tokens)} tokens{' ' + str(tokens[:8]) if tokens else ''}")
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    parser = make_parser(__doc__)
+    add_flag(parser, "data_path", nargs="+", required=True, metavar="PATH", help="files and folders with text")
+    add_flag(parser, "vocab_size", type=int, default=6400, help=f"ids, {bpe.FIXED + 1} to 65536 (default: 6400)")
+    add_flag(parser, "out_dir", type=Path, default=DEFAULT_TOKENIZER, help="default: model/minimind_tokenizer")
+    add_flag(parser, "field", help="name of the text field (default: text, else content, else all words of a chat)")
+    add_flag(parser, "exclude", type=Path, metavar="FILE", help="token texts to leave out, one a line")
+    add_flag(parser, "sample_chars", type=int, default=8_000_000, help="learn from so many (default: 8000000)")
+    args = parser.parse_args(argv)
+    if not bpe.FIXED < args.vocab_size <= 65536:  # ids are stored as uint16
+        raise ValueError(f"--vocab_size {args.vocab_size}: must be {bpe.FIXED + 1} to 65536; 6400 suits small models")
+    if args.sample_chars < 1:
+        raise ValueError(f"--sample_chars {args.sample_chars}: must be at least 1; the default is 8000000")
+    excluded = [line for line in args.exclude.read_text("utf-8-sig").split("\n") if line] if args.exclude else []
+
+    drops = Drops()
+    chunks, held = read_samples(args.data_path, args.field, args.sample_chars, drops)
+    print(drops.table())
+    if not chunks:
+        raise ValueError(f"no text in {' '.join(args.data_path)}; name files that hold some")
+    print(f"learning {args.vocab_size:,} ids from {sum(map(len, chunks)):,} characters", flush=True)
+    backend = bpe.train_backend(chunks, args.vocab_size, excluded, progress=sys.stderr.isatty())
+    config = json.dumps(bpe.CONFIG, ensure_ascii=False, indent=2) + "\n"
+    write_files(args.out_dir, {"tokenizer.json": backend.to_str() + "\n", "tokenizer_config.json": config})
+    print(
+        report(backend, held or chunks[:200], "held-out text" if held else "the text it learned (under 50 documents)")
+    )
+    print(f"written: {args.out_dir}/tokenizer.json, tokenizer_config.json")
+
+
+if __name__ == "__main__":
+    run(main)
