@@ -93,6 +93,7 @@ def run(main, argv=None):
         message = f"no such file: {error.filename}" if type(error) is FileNotFoundError and error.filename else error
         print(f"error: {message}", file=sys.stderr, flush=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("\nstopped by ctrl-C", file=sys.stderr, flush=True)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:  # a training loop that has saved everything brings its own code: 143 for SIGTERM
+        if not stop.args:
+            print("\nstopped by ctrl-C", file=sys.stderr, flush=True)
+        sys.exit(stop.args[0] if stop.args else 130)
