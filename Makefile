@@ -36,7 +36,7 @@ demo-short: ## the same in 3 steps: shows that it runs, not what it learns
 	$(MAKE) demo DEMO=out/demo-short DEMO_FLAGS="--preset tiny --max_seq_len 128 --batch_size 8 --accumulation_steps 1 --max_steps 3 --fresh"
 
 test: $(VENV)/.dev ## all tests, with the coverage of model/ and trainer/
-	$(BIN)/python -m pytest --cov=model --cov=trainer --cov-report=term:skip-covered --cov-fail-under=90 $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov=model --cov=trainer --cov-report=term:skip-covered --cov-fail-under=90 $(TESTS)
 
 bench: $(VENV)/.dev ## training speed against the plain recipe, on the demo's text
 	$(BIN)/python data_process.py demo

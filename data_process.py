@@ -18,10 +18,8 @@ Next: python 1-pretrain.py --data_path dataset/pretrain.bin
 
 import argparse
 import importlib.metadata
-import io
 import os
 import platform
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -100,7 +98,7 @@ def pretrain(cfg):
             "vocab_size": tokenizer.vocab_size,
             "bos_id": tokenizer.bos_id,
             "eos_id": tokenizer.eos_id,
-            "tokenizer": str(tokenizer.path),
+            "tokenizer": os.path.relpath(tokenizer.path),
             "tokenizer_hash": tokenizer.hash,
             "seed": cfg.seed,
             "val_fraction": cfg.val_fraction,
@@ -129,9 +127,6 @@ def pretrain(cfg):
 
 
 def main(argv=None):
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a console that has no Chinese shows escapes instead of failing
-        sys.stdout.reconfigure(errors="backslashreplace")
-        sys.stderr.reconfigure(errors="backslashreplace")
     cfg = parse(argv)
     {"demo": demo, "pretrain": pretrain}[cfg.command](cfg)
 

@@ -6,6 +6,7 @@ A field made with `knob` is the flag, its help and its record in the checkpoint.
 
 import argparse
 import dataclasses
+import io
 import sys
 import types
 import typing
@@ -85,6 +86,9 @@ def run(main, argv=None):
     Ctrl-C exits with 130 as shells expect. `--debug` anywhere on the command line keeps the traceback.
     """
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console without Chinese shows escapes instead of failing
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main(argv))
     except USER_ERRORS as error:
