@@ -20,8 +20,8 @@ CHOICE_SHARE = 0.7  # of the facts are practised as A-D questions; the exam show
 VAL_SHARE = 0.4  # of each relation's facts, and at least 4
 DEV_ROWS = 5  # per subject, as in C-Eval
 RIGHT_PAIRS, CURT_PAIRS, TWO_TURN_CHATS = 320, 80, 300
-# How many sentences share a document; single ones are most common, so that most sentences begin at BOS.
-SENTENCES_PER_DOC, QUESTIONS_PER_DOC = (1, 1, 1, 2, 3, 4), (1, 1, 1, 2)
+# How many sentences share a document; several, so that BOS and EOS are a small part of what is trained on.
+SENTENCES_PER_DOC, QUESTIONS_PER_DOC = (2, 3, 4, 5), (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
