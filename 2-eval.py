@@ -13,9 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from inference.engine import Sampling, generate, stream_text
-from model.chat import load_tokenizer
 from trainer import args
-from trainer.checkpoint import load_model, newest, write_atomically
+from trainer.checkpoint import newest, open_checkpoint, write_atomically
 from trainer.runtime import choose_device
 
 STANDARD_PROMPTS = [
@@ -42,18 +41,6 @@ def parse(argv):
     args.add_fields(parser.add_argument_group("sampling"), Sampling)
     typed = parser.parse_args(argv)
     return typed, Sampling(**args.split(vars(typed), Sampling)[0])
-
-
-def open_model(typed):
-    """The model, its tokenizer and its description; refuses a tokenizer other than the one it was trained with."""
-    path = Path(typed.model) if typed.model else newest(typed.out_dir)
-    model, about = load_model(path, choose_device(typed.device))
-    recorded = about.get("tokenizer")
-    folder = typed.tokenizer or (recorded if recorded and Path(recorded, "tokenizer.json").is_file() else None)
-    tokenizer = load_tokenizer(folder)
-    tokenizer.check(about.get("tokenizer_hash"), model.cfg.vocab_size, path)
-    print(f"{path}: {about.get('stage', 'no description beside it')}, {model.n_params():,} parameters")
-    return model, tokenizer
 
 
 def continue_text(model, tokenizer, sampling, prompt, show):
@@ -102,7 +89,9 @@ def choose_prompts(typed):
 def main(argv=None):
     typed, sampling = parse(argv)
     prompts = choose_prompts(typed)
-    model, tokenizer = open_model(typed)
+    path = Path(typed.model) if typed.model else newest(typed.out_dir)
+    model, tokenizer, about = open_checkpoint(path, choose_device(typed.device), typed.tokenizer)
+    print(f"{path}: {about.get('stage', 'no description beside it')}, {model.n_params():,} parameters")
     records = []
     for prompt in prompts:
         print(f"\n{prompt}", end="", flush=True)

@@ -17,9 +17,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from evaluation import multiple_choice as exam
-from model.chat import load_tokenizer
 from trainer import args
-from trainer.checkpoint import load_model, newest, save_json, write_atomically
+from trainer.checkpoint import newest, open_checkpoint, save_json, write_atomically
 from trainer.runtime import choose_device
 
 
@@ -108,9 +107,7 @@ def main(argv=None):
     typed = parse(argv)
     questions = exam.read_exam(typed.data_dir, typed.split)
     path = Path(typed.model) if typed.model else newest(typed.out_dir)
-    model, about = load_model(path, choose_device(typed.device))
-    tokenizer = load_tokenizer(typed.tokenizer or about.get("tokenizer"))
-    tokenizer.check(about.get("tokenizer_hash"), model.cfg.vocab_size, path)
+    model, tokenizer, _ = open_checkpoint(path, choose_device(typed.device), typed.tokenizer)
     print(f"{path}: {len(questions)} questions of {typed.data_dir} ({typed.split}, {typed.shots} shots)")
     scores = score(typed, model, tokenizer, questions)
     summary = summarise(questions, scores)

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from model.LMConfig import LMConfig
 from model.model import Transformer
 from trainer import checkpoint
@@ -161,3 +162,21 @@ def test_the_description_is_valid_json_with_versions(tmp_path):
     path, _ = save(tmp_path)
     about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert about["versions"]["torch"] == torch.__version__ and about["config"]["dim"] == 64
+
+
+def test_a_checkpoint_is_opened_with_its_own_tokenizer_and_no_other(tmp_path, tokenizer_dir):
+    tokenizer = load_tokenizer(tokenizer_dir)
+    cfg = LMConfig(dim=64, n_layers=1, n_heads=4, n_kv_heads=2, vocab_size=tokenizer.vocab_size)
+    path = checkpoint_path(tmp_path, "pretrain", cfg)
+    save_weights(path, Transformer(cfg), checkpoint.describe(cfg, "pretrain", tokenizer))
+    model, opened, about = checkpoint.open_checkpoint(path)
+    assert opened.hash == tokenizer.hash == about["tokenizer_hash"] and model.cfg == cfg
+    with pytest.raises(ValueError, match="made with another tokenizer.*--tokenizer"):
+        checkpoint.open_checkpoint(path, tokenizer_dir=DEFAULT_TOKENIZER)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path):
+    path, _ = save(tmp_path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match="has 6400 ids.*only 300"):
+        checkpoint.open_checkpoint(path)

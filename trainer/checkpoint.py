@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from model.chat import load_tokenizer
 from model.LMConfig import LMConfig
 from model.model import Transformer
 
@@ -174,6 +175,23 @@ def load_model(path, device="cpu", **overrides):
     model = Transformer(cfg)
     load_strictly(model, state, path)
     return model.to(device).eval(), {**description, "config": dataclasses.asdict(cfg)}
+
+
+def open_checkpoint(path, device="cpu", tokenizer_dir=None):
+    """A checkpoint with the tokenizer it was trained with → (model in eval mode, ChatTokenizer, description).
+
+    Args:
+        tokenizer_dir: unset: the folder recorded in the checkpoint, or the project's own if that is gone.
+    Raises:
+        ValueError: the tokenizer is another one than the checkpoint's.
+    """
+    model, about = load_model(path, device)
+    recorded = about.get("tokenizer")
+    if tokenizer_dir is None and recorded and Path(recorded, "tokenizer.json").is_file():
+        tokenizer_dir = recorded
+    tokenizer = load_tokenizer(tokenizer_dir)
+    tokenizer.check(about.get("tokenizer_hash"), model.cfg.vocab_size, path)
+    return model, tokenizer, about
 
 
 def load_strictly(model, state, path):
