@@ -47,11 +47,15 @@ def packed(cfg, tokenizer, runtime):
     if path.suffix == ".bin" or (path.is_dir() and any(path.glob("*.bin"))) or not path.exists():
         return path
     written = max(f.stat().st_mtime_ns for f in (path, *path.glob("**/*")))
-    file = Path(cfg.out_dir, "cache", f"{path.stem}_{tokenizer.hash}_{written}.bin")
-    if runtime.is_main and not file.is_file():
+    name = f"{path.stem}_{tokenizer.hash}_{written}_{cfg.val_fraction}_{cfg.seed}.bin"
+    file = Path(cfg.out_dir, "cache", name)
+    if not file.is_file():
+        if runtime.world > 1:
+            raise ValueError(
+                f"{path} is raw text; make a .bin of it first: python data_process.py pretrain --input {path}"
+            )
         flags = ["--tokenizer", str(tokenizer.path), "--val_fraction", str(cfg.val_fraction), "--seed", str(cfg.seed)]
         data_process.main(["pretrain", "--input", str(path), "--output", str(file), *flags])
-    parallel.wait_for_all(runtime)
     return file
 
 
@@ -70,15 +74,16 @@ def load_data(cfg, lm, tokenizer, path):
 def main(argv=None):
     cfg, preset, shape = parse(argv)
     tokenizer = load_tokenizer(cfg.tokenizer or tokenizer_of(cfg.data_path))
-    shape.setdefault("vocab_size", tokenizer.vocab_size)
     prepare_out_dir(cfg.out_dir)
     with parallel.joined(cfg) as runtime:
         torch.manual_seed(cfg.seed)
         if cfg.init_from:
-            model, _ = load_model(cfg.init_from, **shape)
+            model, about = load_model(cfg.init_from, **shape)
+            tokenizer.check(about.get("tokenizer_hash"), model.cfg.vocab_size, cfg.init_from)
         else:
-            model = Transformer(config_for(preset, **shape))
-        data = load_data(cfg, model.cfg, tokenizer, packed(cfg, tokenizer, runtime))
+            model = Transformer(config_for(preset, **{"vocab_size": tokenizer.vocab_size, **shape}))
+        with parallel.main_first(runtime):
+            data = load_data(cfg, model.cfg, tokenizer, packed(cfg, tokenizer, runtime))
         loss = partial(language_model_loss, doc_mask=cfg.doc_mask)
         fit(model, runtime, cfg, "pretrain", tokenizer, data, loss)
 

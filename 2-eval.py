@@ -14,7 +14,7 @@ from pathlib import Path
 
 from inference.engine import Sampling, generate, stream_text
 from trainer import args
-from trainer.checkpoint import newest, open_checkpoint, write_atomically
+from trainer.checkpoint import newest, open_checkpoint, prepare_out_dir, write_atomically
 from trainer.runtime import choose_device
 
 STANDARD_PROMPTS = [
@@ -81,13 +81,19 @@ def choose_prompts(typed):
     """From the file, or asked for on a terminal, or the standard ones."""
     if typed.prompts:
         return read_prompts(typed.prompts)
-    if sys.stdin.isatty() and not typed.out and input("[0] standard prompts  [1] type your own: ").strip() == "1":
-        return typed_prompts()
+    if sys.stdin.isatty() and not typed.out:
+        try:
+            if input("[0] standard prompts  [1] type your own: ").strip() == "1":
+                return typed_prompts()
+        except EOFError:  # ctrl-D
+            print()
     return STANDARD_PROMPTS
 
 
 def main(argv=None):
     typed, sampling = parse(argv)
+    if typed.out:
+        prepare_out_dir(Path(typed.out).parent)  # before minutes of writing
     prompts = choose_prompts(typed)
     path = Path(typed.model) if typed.model else newest(typed.out_dir)
     model, tokenizer, about = open_checkpoint(path, choose_device(typed.device), typed.tokenizer)

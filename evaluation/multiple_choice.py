@@ -5,7 +5,6 @@ a test split), and subject_mapping.json: {subject: [English name, Chinese name, 
 """
 
 import csv
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +90,9 @@ def continuation_log_probs(model, tokenizer, pairs, progress=lambda n: None):
     """
     rows = []
     for number, (context, continuation) in enumerate(pairs):
-        start = len(tokenizer.encode(context)) + 1
-        ids = [tokenizer.bos_id, *tokenizer.encode(context + continuation)]
+        before, ids = ([tokenizer.bos_id, *tokenizer.encode(t)] for t in (context, context + continuation))
+        # usually len(before); less where the continuation's first character merged with the context's last
+        start = next((i for i, (a, b) in enumerate(zip(before, ids)) if a != b), len(before))
         limit = model.cfg.max_seq_len + 1
         if len(ids) > limit:  # keep the end: the question is nearer to the answer than the examples are
             start, ids = max(start - (len(ids) - limit), 1), ids[-limit:]
@@ -154,9 +154,3 @@ def wilson(right, n, z=1.959963984540054):
     middle = (p + extra / 2) / (1 + extra)
     half = z * math.sqrt(p * (1 - p) / n + extra / (4 * n)) / (1 + extra)
     return middle - half, middle + half
-
-
-def read_mapping(data_dir):
-    """subject_mapping.json, or {} if the exam has none."""
-    file = Path(data_dir, "subject_mapping.json")
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -40,6 +40,8 @@ class LMConfig:
     rope_scaling: str | None = knob(None, "stretch positions past the trained length: ntk:FACTOR or yarn:FACTOR")
 
     def __post_init__(self):
+        if self.multiple_of < 1:
+            raise ValueError(f"multiple_of is {self.multiple_of}; it must be at least 1")
         if self.hidden_dim is None:  # two thirds of 4 x dim: three SwiGLU matrices cost what two plain ones would
             width = int(2 * 4 * self.dim / 3)
             self.hidden_dim = self.multiple_of * -(-width // self.multiple_of)

@@ -79,7 +79,7 @@ class ChatTokenizer:
 
     def id_to_bytes(self, i):
         """The bytes that id `i` stands for; they may be a part of a character."""
-        return self._bytes[i]
+        return self._bytes[i] if i < self.vocab_size else b""  # a model may have more rows than the tokenizer has ids
 
     @functools.cached_property
     def token_bytes(self):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,12 @@ def bin_files(path):
 def sidecar_of(file):
     """What the .json beside a .bin says; {} for a .bin without one (MiniMind's own)."""
     sidecar = file.with_suffix(".json")
-    return json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    try:
+        return json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    except ValueError as error:
+        raise ValueError(
+            f"{sidecar} is not whole ({error}); make {file} again with data_process.py pretrain"
+        ) from error
 
 
 def tokenizer_of(path):
@@ -118,11 +124,22 @@ class PretrainDataset:
                     pieces.append(np.stack([np.full_like(starts, i), starts, lengths], axis=1))
                     sizes.append(row_sizes)
             for name, array in zip(names, (np.concatenate(pieces), np.cumsum(np.concatenate(sizes)))):
-                temporary = name.with_suffix(f".{os.getpid()}.tmp")
-                with open(temporary, "wb") as f:
+                with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".tmp", delete=False) as f:
                     np.save(f, array)
-                os.replace(temporary, name)
+                    f.flush()
+                    os.fsync(f.fileno())
+                os.replace(f.name, name)
         return [np.load(n, mmap_mode="r") for n in names]
+
+    def __getstate__(self):
+        """Loader workers that are not forked get names instead of a copy of the corpus."""
+        tables = {name: str(getattr(self, name).filename) for name in ("pieces", "row_ends")}
+        return {**{k: v for k, v in vars(self).items() if k != "shards"}, **tables}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self.shards = [open_ids(f) for f in self.files]
+        self.pieces, self.row_ends = (np.load(state[name], mmap_mode="r") for name in ("pieces", "row_ends"))
 
     @property
     def fill(self):

@@ -59,7 +59,7 @@ def attend(q, k, v, mask, dropout, fused):
     Returns:
         (B, H, T, D).
     """
-    if fused and q.is_cuda:  # the CUDA kernels share key/value heads; on a CPU repeating them is faster
+    if fused and q.is_cuda and mask is None and q.dtype != torch.float32:  # where flash attention runs, it shares heads
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=True)
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) if k.shape[1] < q.shape[1] else x for x in (k, v))
     if fused:

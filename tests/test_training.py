@@ -4,12 +4,15 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 import signal
 
 import numpy as np
 import pytest
 import torch
 
+from model.chat import load_tokenizer
+from model.dataset import PretrainDataset
 from model.LMConfig import LMConfig
 from model.model import Transformer
 from trainer import checkpoint, loop, parallel
@@ -63,9 +66,9 @@ def settings(out_dir, **changes):
     return TrainConfig(out_dir=str(out_dir), **{**base, **changes})
 
 
-def train(out_dir, shape=(), data=None, loss_fn=language_model_loss, **changes):
+def train(out_dir, shape=(), data=None, loss_fn=language_model_loss, model_seed=3, **changes):
     """Runs fit and returns the trained weights."""
-    torch.manual_seed(3)
+    torch.manual_seed(model_seed)
     model = Transformer(LMConfig(**{**SHAPE, **dict(shape)}))
     rows = data or Rows()
     fit(
@@ -346,3 +349,84 @@ def test_bit_exact_weights_do_not_depend_on_when_they_are_saved(tmp_path):
     often, rarely = train(tmp_path / "a", save_interval=1), train(tmp_path / "b", save_interval=100)
     assert all(torch.equal(often[k], rarely[k]) for k in often)
     assert checkpoint.newest(tmp_path / "a").name == "pretrain_32.pth"
+
+
+def test_an_fp16_overflow_skips_every_optimizer_and_is_counted(tmp_path):
+    class Scaled(Runtime):
+        """fp16 in all but the arithmetic, which a CPU lacks."""
+
+        def autocast(self):
+            return torch.autocast("cpu", enabled=False)
+
+    rows, cfg = Rows(), settings(tmp_path, optimizer="muon", weight_decay=0.5)
+    torch.manual_seed(3)
+    model = Transformer(LMConfig(**SHAPE))
+    run = Run(
+        model,
+        Scaled(CPU.device, torch.float16),
+        cfg,
+        "pretrain",
+        ByteVocabulary(),
+        Data(rows, np.arange(103)),
+        overflowing,
+    )
+    assert run.scaler.is_enabled() and len(run.optimizers) == 2
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    batches = [loop.collate([rows[i] for i in micro]) for micro in run.order.micro_batches(0)]
+    run.step(model, batches)
+    assert run.progress.skipped == 1 and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not any(o.state for o in run.optimizers)
+    run.loss_fn = language_model_loss
+    run.step(model, batches)
+    assert run.progress.skipped == 1 and difference(before, model.state_dict()) > 0
+
+
+def overflowing(model, batch):
+    """A finite loss whose gradient is infinite in one matrix only."""
+    loss, balance, load = language_model_loss(model, batch)
+    return loss + Exploding.apply(model.layers[0].attention.wq.weight), balance, load
+
+
+class Exploding(torch.autograd.Function):
+    """Value 0, gradient infinite."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.shape = x.shape
+        return x.new_zeros(())
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.full(ctx.shape, float("inf"))
+
+
+def test_another_starting_checkpoint_is_another_run(tmp_path):
+    train(tmp_path, max_steps=4, init_from="base.pth")  # fit is given the model; the setting says that it was loaded
+    with pytest.raises(ValueError, match="init_from [0-9a-f]+ there, [0-9a-f]+ now"):
+        train(tmp_path, max_steps=8, init_from="base.pth", model_seed=4)
+
+
+def test_loader_workers_that_are_not_forked_reopen_the_files(tmp_path):
+    path = tmp_path / "d.bin"
+    np.array([1, *range(3, 200), 2] * 500, dtype=np.uint16).tofile(path)
+    data = PretrainDataset(path, 31, load_tokenizer(), tmp_path / "cache")
+    pickled = pickle.dumps(data)
+    assert len(pickled) < 20_000 < path.stat().st_size
+    again = pickle.loads(pickled)
+    assert all((a == b).all() for a, b in zip(data[7][1:], again[7][1:]))
+
+
+def test_a_failing_save_raises_on_every_rank(tmp_path, monkeypatch):
+    rows = Rows()
+    run = Run(
+        Transformer(LMConfig(**SHAPE)),
+        Runtime(CPU.device, torch.float32, rank=1, world=2),
+        settings(tmp_path),
+        "pretrain",
+        ByteVocabulary(),
+        Data(rows, np.arange(103)),
+        language_model_loss,
+    )
+    monkeypatch.setattr(parallel, "summed", lambda values, runtime: [values[0] + 1])  # the main rank says: failed
+    with pytest.raises(OSError, match="main rank could not save"):
+        run.save()

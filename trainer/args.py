@@ -12,7 +12,7 @@ import types
 import typing
 
 # What a person can cause arrives at the edge as one of these; anything else is a bug and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
 
 
 def flag_type(hint):

@@ -6,11 +6,13 @@ out/<stage>_<dim>[_moe].pth   the weights: a plain state dict in fp32 under Mini
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
 import platform
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -63,7 +65,7 @@ def write_atomically(path, write):
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError of its zip writer
         needed = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)
-        free = os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize
+        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         kept = f"{path.name} of the last save is kept" if path.exists() else "nothing was overwritten"
         raise OSError(
             f"could not write {path}: {error} ({needed / 1e6:.1f} MB written, {free / 1e6:.1f} MB free); {kept}. "
@@ -96,8 +98,16 @@ def save_weights(path, model, description):
     """Writes the state dict and its description."""
     state = {name: tensor.detach().float() for name, tensor in model.state_dict().items()}
     state["output.weight"] = state["tok_embeddings.weight"]  # one tensor on disk, as in memory
+    save_json(path.with_suffix(".json"), description)  # first: weights without it would have to be guessed about
     write_atomically(path, lambda f: torch.save(state, f))
-    save_json(path.with_suffix(".json"), description)
+
+
+def weights_fingerprint(model):
+    """16 hex digits that change when the weights do; the first 1,024 values of each tensor are read."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.flatten()[:1024].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_file(path, device="cpu"):
@@ -169,12 +179,24 @@ def load_model(path, device="cpu", **overrides):
     path = Path(path)
     state = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in load_file(path).items()}
     sidecar = path.with_suffix(".json")
-    description = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    description = read_description(sidecar) if sidecar.is_file() else {}
     config = description.get("config") or dataclasses.asdict(infer_config(state))
     cfg = LMConfig(**{**config, **overrides})
     model = Transformer(cfg)
     load_strictly(model, state, path)
     return model.to(device).eval(), {**description, "config": dataclasses.asdict(cfg)}
+
+
+def read_description(file):
+    """The dict in a .json beside a checkpoint; ValueError names a file that is cut off or has unknown fields."""
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+        LMConfig(**description["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} does not describe a checkpoint ({error}); delete it or run its stage again"
+        ) from error
+    return description
 
 
 def open_checkpoint(path, device="cpu", tokenizer_dir=None):

@@ -25,7 +25,7 @@ class TrainConfig:
     optimizer: str = knob("adamw", "adamw, or muon for the matrices with adamw for the rest", ["adamw", "muon"])
     learning_rate: float = knob(1e-3, "highest learning rate")
     schedule: str = knob("cosine", "how the rate falls after warmup", ["cosine", "linear", "constant", "wsd"])
-    warmup_iters: int = knob(20, "steps in which the rate rises from 0")
+    warmup_iters: int = knob(20, "steps in which the rate rises from 0; at most a tenth of the run")
     min_lr_ratio: float = knob(0.1, "the rate at the end, as a share of the highest")
     anneal_fraction: float = knob(0.2, "wsd: share of all steps in the falling tail, which ends at 0")
     weight_decay: float = knob(0.1, "pull of matrices towards 0, per step and learning rate; norms are left alone")
@@ -57,7 +57,14 @@ class TrainConfig:
 
     def __post_init__(self):
         at_least = {"epochs": 1, "batch_size": 1, "accumulation_steps": 1, "log_interval": 1, "save_interval": 1}
-        at_least |= {"warmup_iters": 0, "grad_clip": 0, "num_workers": 0, "eval_interval": 0, "eval_batches": 1}
+        at_least |= {
+            "seed": 0,
+            "warmup_iters": 0,
+            "grad_clip": 0,
+            "num_workers": 0,
+            "eval_interval": 0,
+            "eval_batches": 1,
+        }
         if self.max_steps is not None:
             at_least["max_steps"] = 1
         for name, limit in at_least.items():
@@ -74,7 +81,7 @@ class TrainConfig:
 FREE = {
     *("out_dir", "fresh", "epochs", "max_steps", "device", "compile", "parallel", "ddp", "local_rank", "num_workers"),
     *("log_interval", "save_interval", "eval_interval", "eval_batches", "use_wandb", "wandb_project", "model_name"),
-    *("data_path", "init_from", "tokenizer"),  # compared by content, through fingerprints
+    *("data_path", "init_from", "tokenizer", "dtype"),  # compared by what they lead to: see loop.CONTENT
     *("batch_size", "accumulation_steps"),  # only their product with the number of ranks matters: rows_per_step
 }
 

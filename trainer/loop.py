@@ -20,11 +20,14 @@ from trainer import checkpoint, parallel
 from trainer.config import changed_settings
 from trainer.flops import peak_flops
 from trainer.losses import language_model_loss
-from trainer.metrics import Log, Meter, start_wandb, training_line, validation_line
+from trainer.metrics import Log, Meter, describe_run, start_wandb, training_line, validation_line
 from trainer.optim import make_optimizers, set_learning_rate
 from trainer.runtime import Stopped, StopSignal, choose_compile, ignore_stop_signals, seed_step
 from trainer.sampler import RowOrder, StepSampler
 from trainer.schedule import lr_factor
+
+# Compared by content when a run is continued, beside its settings and its shape.
+CONTENT = ("rows_per_step", "data", "init_from", "dtype", "tokenizer_hash")
 
 
 @dataclass
@@ -61,6 +64,7 @@ class Run:
         self.runtime, self.cfg, self.stage, self.tokenizer, self.data = runtime, cfg, stage, tokenizer, data
         self.loss_fn, self.model = loss_fn, model.to(runtime.device)
         self.path = checkpoint.checkpoint_path(cfg.out_dir, stage, model.cfg)
+        self.initial = checkpoint.weights_fingerprint(model) if cfg.init_from else None
         self.optimizers = make_optimizers(model, cfg)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
         self.order = RowOrder(
@@ -78,26 +82,37 @@ class Run:
             "config": dataclasses.asdict(self.model.cfg),
             "rows_per_step": self.order.rows_per_step,
             "data": self.data.train.fingerprint,
+            "init_from": self.initial,
+            "dtype": str(self.runtime.dtype).removeprefix("torch."),
             "tokenizer_hash": self.tokenizer.hash,
         }
 
     def save(self):
-        """Writes the resume file, then the weights and their description, each whole or not at all."""
+        """Saves on the main rank; if that fails, every rank raises, so that none waits for the others."""
+        failure = None
         if self.runtime.is_main:
-            state = {
-                **self.identity(),
-                "progress": dataclasses.asdict(self.progress),
-                "model": self.model.state_dict(),
-                "optimizers": [o.state_dict() for o in self.optimizers],
-                "scaler": self.scaler.state_dict(),
-            }
-            checkpoint.write_atomically(checkpoint.resume_path(self.path), lambda f: torch.save(state, f))
-            facts = {k: v for k, v in dataclasses.asdict(self.progress).items() if v == v}  # without NaN: not measured
-            facts |= {"total_steps": self.total, "seed": self.cfg.seed, "settings": dataclasses.asdict(self.cfg)}
-            facts |= {"dtype": str(self.runtime.dtype).removeprefix("torch."), "world_size": self.runtime.world}
-            description = checkpoint.describe(self.model.cfg, self.stage, self.tokenizer, **facts)
-            checkpoint.save_weights(self.path, self.model, description)
-        parallel.wait_for_all(self.runtime)
+            try:
+                self._write()
+            except OSError as error:
+                failure = error
+        if any(parallel.summed([failure is not None], self.runtime)):
+            raise failure or OSError(f"the main rank could not save {self.path}")
+
+    def _write(self):
+        """Writes the resume file, then the weights and their description, each whole or not at all."""
+        state = {
+            **self.identity(),
+            "progress": dataclasses.asdict(self.progress),
+            "model": self.model.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+        }
+        checkpoint.write_atomically(checkpoint.resume_path(self.path), lambda f: torch.save(state, f))
+        facts = {k: v for k, v in dataclasses.asdict(self.progress).items() if v == v}  # without NaN: not measured
+        facts |= {"total_steps": self.total, "seed": self.cfg.seed, "settings": dataclasses.asdict(self.cfg)}
+        facts |= {"dtype": self.identity()["dtype"], "world_size": self.runtime.world}
+        description = checkpoint.describe(self.model.cfg, self.stage, self.tokenizer, **facts)
+        checkpoint.save_weights(self.path, self.model, description)
 
     def resume(self):
         """Continues an unfinished run of the same settings if there is one; ValueError names what differs."""
@@ -108,7 +123,7 @@ class Run:
         own = self.identity()
         differs = changed_settings(state["settings"], own["settings"])
         differs |= {k: (v, own["config"].get(k)) for k, v in state["config"].items() if own["config"].get(k) != v}
-        differs |= {k: (state[k], own[k]) for k in ("rows_per_step", "data", "tokenizer_hash") if state[k] != own[k]}
+        differs |= {k: (state[k], own[k]) for k in CONTENT if state[k] != own[k]}
         if differs:
             listed = ", ".join(f"{name} {before} there, {now} now" for name, (before, now) in differs.items())
             raise ValueError(
@@ -120,7 +135,7 @@ class Run:
             optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        self.runtime.say(f"continuing {file} from step {self.progress.step}")
+        self.runtime.say(f"continuing {file} from step {self.progress.step} of {self.total}")
 
     # ---- one step --------------------------------------------------------------------------------------------------
     def step(self, model, batches):
@@ -137,18 +152,17 @@ class Run:
             [sum(b.units for b in batches), sum(b.real_rows for b in batches), sum(b.tokens for b in batches)], runtime
         )
         if not units:
-            raise ValueError(
-                f"step {self.progress.step + 1} has no scored token; look at the data with data_process.py inspect"
-            )
+            raise ValueError(f"step {self.progress.step + 1} has no scored token; check --data_path")
         seed_step(cfg.seed, self.progress.step, runtime.rank)
         losses, load = [], 0
         for i, batch in enumerate(batches):
+            share = batch.real_rows / rows  # counted before the batch moves, so that the host need not wait for the GPU
             batch = batch.to(runtime.device)
             with parallel.no_sync(model, skip=i < len(batches) - 1):
                 with runtime.autocast():
                     loss, balance, expert_load = self.loss_fn(model, batch)
                 # DDP averages over ranks; times world makes that the sum which the division by global units needs
-                objective = (loss / units + balance * (batch.real_rows / rows)) * runtime.world
+                objective = (loss / units + balance * share) * runtime.world
                 self.scaler.scale(objective).backward()
             losses.append(loss.detach())
             load = load + expert_load
@@ -161,9 +175,10 @@ class Run:
         if not math.isfinite(mean) or not (math.isfinite(norm) or self.scaler.is_enabled()):
             self._refuse(mean, norm, losses, batches)
         set_learning_rate(self.optimizers, cfg.learning_rate * self._lr_factor())
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-        self.scaler.update()
+        if math.isfinite(norm):
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+        self.scaler.update()  # fp16 overflow: the whole step is skipped; each optimizer sees only its own gradients
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
@@ -231,6 +246,9 @@ def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss
     checkpoint.prepare_out_dir(cfg.out_dir)
     run = Run(model, runtime, cfg, stage, tokenizer, data, loss_fn)
     run.resume()
+    steps = parallel.summed([run.progress.step, run.progress.step**2], runtime)
+    if steps[1] * runtime.world != steps[0] ** 2:  # the ranks' steps differ: some of them found no resume file
+        raise ValueError(f"the ranks found different checkpoints; out_dir {cfg.out_dir} must be one shared folder")
     if run.progress.step >= run.total:
         runtime.say(
             f"{run.path} is finished: {run.progress.step} of {run.total} steps. "
@@ -238,7 +256,7 @@ def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss
         )
         return run.progress
     describe_run(run)
-    compiled, reason = choose_compile(cfg.compile, runtime.device, run.total - run.progress.step)
+    compiled, reason = choose_compile(cfg.compile, runtime.device, run.total)
     runtime.say(f"compile   {'on' if compiled else 'off'}: {reason}")
     if compiled:
         model.compile()
@@ -272,7 +290,11 @@ def train(run, model, log, stop):
     meter = Meter(run)
     while progress.step < run.total:
         window = list(itertools.islice(batches, run.order.passes(progress.step)))
-        meter.note(*run.step(model, window))
+        try:
+            meter.note(*run.step(model, window))
+        except torch.OutOfMemoryError as error:
+            hint = "halve it and double --accumulation_steps: the result is the same"
+            raise MemoryError(f"{runtime.device} is too small for --batch_size {cfg.batch_size}; {hint}") from error
         done = progress.step == run.total
         if progress.step % cfg.log_interval == 0 or done:
             record = meter.record()
@@ -282,7 +304,9 @@ def train(run, model, log, stop):
             with meter.paused():
                 run.save()
         if stopped and not done:
-            runtime.say(f"stopped at step {progress.step}, saved {run.path}; run the same command again to continue")
+            runtime.say(
+                f"stopped at step {progress.step}, saved {run.path}; run the same command (without --fresh) to continue"
+            )
             raise Stopped(128 + (stop.received or signal.SIGTERM))
         if done or (
             cfg.eval_interval and progress.step % cfg.eval_interval == 0
@@ -294,25 +318,3 @@ def train(run, model, log, stop):
                     log.record(validation_line(record), record)
     if not math.isnan(progress.val_loss):
         run.save()  # once more, so that the description has the validation loss
-
-
-def describe_run(run):
-    """Says what will happen, before it does."""
-    cfg, runtime, lm = run.cfg, run.runtime, run.model.cfg
-    kind = f"{lm.n_routed_experts} experts, {lm.num_experts_per_tok} per token" if lm.use_moe else "dense"
-    where = f"{runtime.device}" + (f" x {runtime.world}" if runtime.world > 1 else "")
-    runtime.say(
-        f"model     {run.model.n_params():,} parameters: dim {lm.dim}, {lm.n_layers} layers, {kind}, "
-        f"{lm.vocab_size} ids"
-    )
-    runtime.say(f"device    {where}, {str(runtime.dtype).removeprefix('torch.')} (--dtype {cfg.dtype})")
-    rows, T = len(run.data.train_rows), run.data.train.T
-    runtime.say(
-        f"data      {rows:,} rows of {T} ({run.data.train.fill:.1%} real tokens), "
-        f"{len(run.data.val_rows):,} for validation"
-    )
-    runtime.say(
-        f"plan      {run.total:,} steps of {run.order.rows_per_step} rows ({run.order.rows_per_step * T:,} tokens), "
-        f"{run.order.steps_per_epoch:,} steps an epoch, "
-        f"{cfg.optimizer}, {cfg.schedule} from {cfg.learning_rate:g}"
-    )

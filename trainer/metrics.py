@@ -153,3 +153,25 @@ class Meter:
             record["expert_share"] = (per_expert / per_expert.sum()).tolist()
         self._restart()
         return record
+
+
+def describe_run(run):
+    """Says what will happen, before it does."""
+    cfg, runtime, lm = run.cfg, run.runtime, run.model.cfg
+    kind = f"{lm.n_routed_experts} experts, {lm.num_experts_per_tok} per token" if lm.use_moe else "dense"
+    where = f"{runtime.device}" + (f" x {runtime.world}" if runtime.world > 1 else "")
+    runtime.say(
+        f"model     {run.model.n_params():,} parameters: dim {lm.dim}, {lm.n_layers} layers, {kind}, "
+        f"{lm.vocab_size} ids"
+    )
+    runtime.say(f"device    {where}, {str(runtime.dtype).removeprefix('torch.')} (--dtype {cfg.dtype})")
+    rows, T = len(run.data.train_rows), run.data.train.T
+    runtime.say(
+        f"data      {rows:,} rows of {T} ({run.data.train.fill:.1%} real tokens), "
+        f"{len(run.data.val_rows):,} for validation"
+    )
+    runtime.say(
+        f"plan      {run.total:,} steps of {run.order.rows_per_step} rows ({run.order.rows_per_step * T:,} tokens), "
+        f"{run.order.steps_per_epoch:,} steps an epoch, "
+        f"{cfg.optimizer}, {cfg.schedule} from {cfg.learning_rate:g}"
+    )

@@ -25,18 +25,26 @@ def joined(cfg):
             raise ValueError(
                 f"--parallel none, but a launcher started {world} processes; start one, or use --parallel ddp"
             )
+        if world == 1 and "RANK" not in os.environ and (cfg.ddp or cfg.parallel == "ddp"):
+            raise ValueError("--parallel ddp needs a launcher: torchrun --nproc_per_node 2 1-pretrain.py …")
         device = choose_device(cfg.device, max(cfg.local_rank, 0))
         yield Runtime(device, choose_dtype(cfg.dtype, device)[0])
         return
+    if "RANK" not in os.environ:
+        raise ValueError(f"WORLD_SIZE is {world} but RANK is not set; start the processes with torchrun")
     rank = int(os.environ["RANK"])
     local_rank = int(os.environ.get("LOCAL_RANK", max(cfg.local_rank, 0)))
-    device = choose_device(cfg.device, local_rank)
+    # MiniMind's habitual --device cuda:0 must not put every rank on the first GPU
+    device = choose_device("cuda" if cfg.device.startswith("cuda") else cfg.device, local_rank)
     dtype, _ = choose_dtype(cfg.dtype, device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    well = False
     try:
         yield Runtime(device, dtype, rank, world)
+        well = True
     finally:
-        dist.destroy_process_group()
+        if well or device.type != "cuda":  # after an error NCCL would wait for the others, which wait for this rank
+            dist.destroy_process_group()
 
 
 def wrap(model, runtime):
@@ -59,6 +67,16 @@ def wait_for_all(runtime):
     """Returns when every rank is here."""
     if runtime.world > 1:
         dist.barrier()
+
+
+@contextlib.contextmanager
+def main_first(runtime):
+    """The main rank goes through the body first, so that the others find what it left on disk."""
+    if not runtime.is_main:
+        wait_for_all(runtime)
+    yield
+    if runtime.is_main:
+        wait_for_all(runtime)
 
 
 def no_sync(model, skip):

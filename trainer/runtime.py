@@ -4,7 +4,9 @@ import contextlib
 import os
 import shutil
 import signal
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -110,10 +112,13 @@ def choose_dtype(name, device):
 
 def choose_compile(mode, device, steps):
     """(whether to call torch.compile, reason); ValueError where 'on' cannot work."""
-    can = device.type == "cuda" or shutil.which(os.environ.get("CXX", "g++")) is not None
+    compiler = os.environ.get("CC", "gcc") if device.type == "cuda" else os.environ.get("CXX", "g++")
+    headers = Path(sysconfig.get_paths()["include"], "Python.h")  # generated code is loaded as a Python extension
+    can = shutil.which(compiler) is not None and headers.is_file()
     if mode == "on" and not can:
         raise ValueError(
-            "--compile on needs a C++ compiler for the CPU (for example: apt install g++); or use --compile off"
+            "--compile on needs a compiler and Python's headers (for example: apt install g++ python3-dev); "
+            "or use --compile off"
         )
     if mode != "auto":
         return mode == "on", "as asked"
