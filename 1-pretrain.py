@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import data_process
+from cleaning.binfile import val_path_of
 from model.chat import load_tokenizer
 from model.dataset import PretrainDataset, split_rows, tokenizer_of
 from model.LMConfig import PRESETS, LMConfig, config_for
@@ -63,7 +64,7 @@ def load_data(cfg, lm, tokenizer, path):
     """Packed rows to train on, and the _val part beside them, or else a share of the rows, to validate on."""
     cache = Path(cfg.out_dir) / "cache"
     train = PretrainDataset(path, lm.max_seq_len, tokenizer, cache, lm.vocab_size)
-    val_file = path.with_name(path.stem + "_val.bin")
+    val_file = val_path_of(path)
     if val_file.is_file():
         val = PretrainDataset(val_file, lm.max_seq_len, tokenizer, cache, lm.vocab_size)
         return Data(train, range(len(train)), val, range(len(val)))

@@ -25,8 +25,9 @@ from functools import partial
 from pathlib import Path
 
 from cleaning.binfile import BinWriter, check_output, remove_bin, sha256_of, val_path_of
+from cleaning.files import progress_meter
 from cleaning.pieces import encode_texts, encoder_of
-from cleaning.pretrain import clean_batches, encoded_batches, is_held_out, progress_meter
+from cleaning.pretrain import clean_batches, encoded_batches, is_held_out
 from cleaning.readers import Drops, expand_inputs
 from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from trainer import args
@@ -77,7 +78,7 @@ def pretrain(cfg):
     workers = cfg.num_workers if cfg.num_workers is not None else min(8, os.cpu_count() or 1) * (total > SMALL)
 
     # 2. Texts are read and cleaned here and encoded beside it, a few megabytes at a time.
-    batches = clean_batches(paths, drops, cfg.field, progress_meter(max(total, 1), "reading"))
+    batches = clean_batches(paths, drops, cfg.field, progress_meter(total, "reading"))
     encode = partial(encode_texts, load_tokenizer, cfg.tokenizer)
     new_writer = partial(BinWriter, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
     with new_writer(cfg.output) as train, new_writer(val_path_of(cfg.output)) as val:

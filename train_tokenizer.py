@@ -13,13 +13,11 @@ Every 50th document is kept for the report at the end. Tokens you do not want: -
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cleaning import bpe
+from cleaning.files import progress_meter, write_files
 from cleaning.readers import Drops, expand_inputs, read_located
 from model.chat import DEFAULT_TOKENIZER
 from trainer.args import add_flag, make_parser, run
@@ -28,47 +26,14 @@ HOLD_OUT = 50  # one document in so many is measured, not learned from
 HELD_CHARS = 400_000
 
 
-def byte_progress(total):
-    """A function to call with the bytes read since the last call: a bar on a terminal, else a line for every tenth."""
-    bar, done = tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None), 0
-
-    def advance(count):
-        nonlocal done
-        bar.update(count)
-        if bar.disable and done * 10 // total != (done + count) * 10 // total:
-            print(f"reading  {(done + count) / 1e6:,.1f} of {total / 1e6:,.1f} MB", flush=True)
-        done += count
-        if done >= total:
-            bar.close()
-
-    return advance
-
-
 def read_samples(paths, field, budget, drops):
     """Files → (chunks to learn from, chunks to measure on); the second is empty where there are under 50 documents."""
     files = expand_inputs(paths)
     learn, held = bpe.TextSample(budget), bpe.TextSample(HELD_CHARS)
-    progress = byte_progress(sum(file.stat().st_size for file in files))
+    progress = progress_meter(sum(file.stat().st_size for file in files), "reading")
     for number, (_, _, text) in enumerate(read_located(files, drops, field, progress), start=1):
         (learn if number % HOLD_OUT else held).add(text)
     return learn.chunks(), held.chunks()
-
-
-def write_files(folder, files):
-    """{name: text} → files in `folder`: all of them written aside first, so that a failure leaves the old ones."""
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = {folder / name: folder / f".{name}.{os.getpid()}.tmp" for name in files}
-    try:
-        for target, temp in aside.items():
-            with open(temp, "w", encoding="utf-8", newline="\n") as f:
-                f.write(files[target.name])
-                f.flush()
-                os.fsync(f.fileno())
-        for target, temp in aside.items():
-            os.replace(temp, target)
-    finally:
-        for temp in aside.values():
-            temp.unlink(missing_ok=True)
 
 
 def report(backend, texts, measured_on):

@@ -8,11 +8,12 @@ import csv
 import hashlib
 import io
 import json
-import os
 import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+
+from cleaning.files import write_files
 
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "dataset" / "demo"
 ANSWER_LINE = "\n答案："  # the exam prompt is a question and this; the option text follows
@@ -235,17 +236,6 @@ def exam_rows(facts, relations, pools, rng, explain):
     return rows
 
 
-def write_text(path, text):
-    """Temp file, fsync, replace: the file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def to_jsonl(records):
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
@@ -294,6 +284,5 @@ def generate(output_dir, seed=0):
         "facts_per_relation": dict(Counter(f.relation for f in facts)),
     }
     texts["counts.json"] = json.dumps(counts, ensure_ascii=False, indent=1) + "\n"
-    for name, text in texts.items():
-        write_text(Path(output_dir) / name, text)
+    write_files(output_dir, texts)
     return counts

@@ -17,15 +17,8 @@ MEMORY_IDS = 1 << 23  # and their ids, 2 bytes each
 BMP = 0x10000  # characters beyond it are never cut off from their neighbours
 
 
-def byte_of_letter():
-    """GPT-2's table, backwards: the letter that stands for a byte in tokenizer.json → that byte."""
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [b for b in range(256) if b not in visible]
-    return {**{chr(b): b for b in visible}, **{chr(256 + i): b for i, b in enumerate(hidden)}}
-
-
 def neighbours(tokens):
-    """What stands side by side inside `tokens`, which are bytes.
+    """What stands side by side inside `tokens`, which are bytes (control tokens: none).
 
     Returns:
         pairs: set of (left, right) code points.
@@ -55,7 +48,7 @@ def can_be_cut(spec):
 
 
 class PieceEncoder:
-    """Encodes through a memory of pieces; `tokenizer` has `backend`, `encode_batch`, `vocab_size` and `path`."""
+    """Encodes through a memory of pieces; `tokenizer` is a ChatTokenizer."""
 
     def __init__(self, tokenizer):
         if tokenizer.vocab_size > BMP:
@@ -68,17 +61,13 @@ class PieceEncoder:
         spec = json.loads(tokenizer.backend.to_str())
         self.cutting = can_be_cut(spec)
         if self.cutting:
-            table = byte_of_letter()
-            control = {token["content"] for token in spec["added_tokens"]}
-            self._prepare(*neighbours(bytes(map(table.get, t)) for t in spec["model"]["vocab"] if t not in control))
+            self._prepare(*neighbours(map(tokenizer.id_to_bytes, range(tokenizer.vocab_size))))
 
     def _prepare(self, pairs, edges):
         """Tables over all code points of the BMP, so that the joints of a text are found by array look-ups."""
         pairs = [(a, b) for a, b in pairs if max(a, b) < BMP]
-        self.left, self.right = (
-            np.zeros(BMP, np.uint16),
-            np.zeros(BMP, np.uint16),
-        )  # row and column in `joined`; 0: none
+        # row and column of a code point in `joined`; 0: none
+        self.left, self.right = np.zeros(BMP, np.uint16), np.zeros(BMP, np.uint16)
         lefts, rights = sorted({a for a, _ in pairs}), sorted({b for _, b in pairs})
         self.left[lefts], self.right[rights] = np.arange(1, len(lefts) + 1), np.arange(1, len(rights) + 1)
         self.joined = np.zeros((len(lefts) + 1, len(rights) + 1), bool)

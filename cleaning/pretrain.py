@@ -4,8 +4,6 @@ import collections
 import hashlib
 import multiprocessing
 import signal
-import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -73,23 +71,3 @@ def encoded_batches(batches, encode, workers):
                 yield texts, keys, future.result()
         for texts, keys, future in waiting:
             yield texts, keys, future.result()
-
-
-def progress_meter(total, label):
-    """update(n): shows n more of `total` bytes, as a bar on a terminal and otherwise as a line every 10 seconds."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        return tqdm(total=total, desc=label, unit="B", unit_scale=True).update
-    done, shown, start = 0, time.monotonic(), time.monotonic()
-
-    def update(n):
-        nonlocal done, shown
-        done, now = done + n, time.monotonic()
-        if now - shown > 10:
-            shown = now
-            print(
-                f"{label} {done / total:4.0%}  {done / 1e6:,.0f} MB  {done / 1e6 / (now - start):.1f} MB/s", flush=True
-            )
-
-    return update

@@ -27,7 +27,7 @@ def bin_files(path):
     return [path]
 
 
-def sidecar_of(file):
+def read_sidecar(file):
     """What the .json beside a .bin says; {} for a .bin without one (MiniMind's own)."""
     sidecar = file.with_suffix(".json")
     try:
@@ -43,7 +43,7 @@ def tokenizer_of(path):
     file = Path(path)
     if file.is_dir():
         file = next(iter(sorted(file.glob("*.bin"))), file)
-    folder = sidecar_of(file).get("tokenizer") if file.suffix == ".bin" else None
+    folder = read_sidecar(file).get("tokenizer") if file.suffix == ".bin" else None
     return folder if folder and Path(folder, "tokenizer.json").is_file() else None
 
 
@@ -97,7 +97,7 @@ class PretrainDataset:
         self.pad_id = tokenizer.eos_id
         self.vocab_size = vocab_size or tokenizer.vocab_size
         for file in self.files:
-            tokenizer.check(sidecar_of(file).get("tokenizer_hash"), self.vocab_size, file)
+            tokenizer.check(read_sidecar(file).get("tokenizer_hash"), self.vocab_size, file)
         self.shards = [open_ids(f) for f in self.files]
         self.fingerprint = self._fingerprint()
         self.pieces, self.row_ends = self._table(Path(cache_dir), tokenizer.bos_id)

@@ -86,7 +86,7 @@ def test_raw_text_can_be_trained_on_directly(corpus, trained, tokenizer_dir, tmp
     assert "2/2" in call(*command)
 
 
-def test_the_same_command_says_it_is_finished_and_more_steps_continue_it(corpus, trained):
+def test_the_same_command_says_it_is_finished(corpus, trained):
     flags = ["--batch_size", 8, "--accumulation_steps", 2]
     assert "is finished: 12 of 12 steps" in pretrain(corpus, trained, "--max_steps", 12, *flags)
 

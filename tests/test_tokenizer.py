@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import train_tokenizer
-from cleaning import bpe
+from cleaning import bpe, files
 from model.chat import BOS, DEFAULT_TOKENIZER, EOS, UNK, load_tokenizer
 from trainer.args import run
 
@@ -272,7 +272,7 @@ def test_a_failure_is_one_line_and_leaves_the_old_tokenizer(data, tmp_path, caps
         lines = capsys.readouterr().err.splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
         assert stopped.value.code == 1 and len(errors) == 1 and words in errors[0]
-    monkeypatch.setattr(train_tokenizer.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         train(data, out, "--sample_chars", 5000)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before

@@ -216,7 +216,7 @@ class Run:
         self.model.eval()
         for batch in DataLoader(self.data.val, batch_sampler=StepSampler(order, 0, stop), collate_fn=collate):
             with runtime.autocast():
-                loss, _, _ = language_model_loss(self.model, batch.to(runtime.device), cfg.doc_mask)
+                loss, _, _ = self.loss_fn(self.model, batch.to(runtime.device))
             nats += loss.item()
             units += batch.units
             text_bytes += int(bytes_of[batch.labels[batch.labels != IGNORE]].sum())
@@ -308,9 +308,8 @@ def train(run, model, log, stop):
                 f"stopped at step {progress.step}, saved {run.path}; run the same command (without --fresh) to continue"
             )
             raise Stopped(128 + (stop.received or signal.SIGTERM))
-        if done or (
-            cfg.eval_interval and progress.step % cfg.eval_interval == 0
-        ):  # after the save: it must not cost it
+        due = cfg.eval_interval and progress.step % cfg.eval_interval == 0
+        if due or done:  # after the save: a validation that fails must not cost it
             with meter.paused():
                 measured = run.validate()
                 if measured:

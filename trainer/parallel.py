@@ -15,7 +15,7 @@ PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before 
 
 @contextlib.contextmanager
 def joined(cfg):
-    """The Runtime of this process, with the process group joined if a launcher started several; always torn down.
+    """The Runtime of this process, with the process group joined if a launcher started several, and left again.
 
     torchrun and deepspeed-style launchers set RANK, WORLD_SIZE and LOCAL_RANK; without them this is a run of one.
     """

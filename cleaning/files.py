@@ -1,0 +1,41 @@
+"""What the data scripts share around their work: files that appear whole, and a sign of life while they are made."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def write_files(folder, texts):
+    """{name: text} → files in `folder`, UTF-8: all are written aside first, so that a failure leaves the old ones."""
+    aside = {Path(folder, name): Path(folder, f"{name}.{os.getpid()}.tmp") for name in texts}
+    try:
+        for (target, temporary), text in zip(aside.items(), texts.values()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        for target, temporary in aside.items():
+            os.replace(temporary, target)
+    finally:
+        for temporary in aside.values():
+            temporary.unlink(missing_ok=True)
+
+
+def progress_meter(total, label):
+    """update(n): shows n more of `total` bytes, as a bar on a terminal and otherwise as a line every 10 seconds."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        return tqdm(total=total, desc=label, unit="B", unit_scale=True).update
+    done, shown, start = 0, time.monotonic(), time.monotonic()
+
+    def update(n):
+        nonlocal done, shown
+        done, now = done + n, time.monotonic()
+        if now - shown > 10:
+            shown, speed = now, done / 1e6 / (now - start)
+            print(f"{label} {done / max(total, 1):4.0%}  {done / 1e6:,.0f} MB  {speed:.1f} MB/s", flush=True)
+
+    return update
