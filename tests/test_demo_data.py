@@ -161,7 +161,7 @@ def test_dynasties_follow_without_branching(facts):
 def test_every_relation_is_said_in_many_ways(relations):
     for relation in relations.values():
         assert len(set(relation.statements + relation.questions)) >= 8
-        assert sum(bool(re.search(r"\{a\}['”]?[。.]$", s)) for s in relation.statements) >= 3
+        assert sum(bool(re.search(r"\{a\}['”]?[。.]$", s)) for s in relation.statements) >= 2
         assert any(s.index("{a}") < s.index("{s}") for s in relation.statements), "the answer never comes first"
         assert len(set(relation.questions)) >= 5 and len(set(relation.exam)) >= 2
         assert all("{s}" in template for template in relation.statements + relation.questions + relation.exam)
@@ -218,7 +218,7 @@ def test_every_fact_is_pretrained_in_every_training_wording_once(corpus, relatio
 def test_files_are_small_and_complete(corpus):
     _, counts = corpus
     pretrain = records(corpus, "pretrain.jsonl")
-    assert 600_000 < counts["pretrain_bytes"] < 800_000
+    assert 600_000 < counts["pretrain_bytes"] < 1_100_000
     assert max(len(record["text"]) for record in pretrain) < 300
     assert all(record.keys() == {"text"} and record["text"].strip() == record["text"] for record in pretrain)
     assert counts["pretrain_characters"] == sum(len(record["text"]) for record in pretrain)
