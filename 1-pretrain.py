@@ -17,15 +17,17 @@ import torch
 
 import data_process
 from cleaning.binfile import val_path_of
+from model.bin_data import tokenizer_of
 from model.chat import load_tokenizer
-from model.dataset import PretrainDataset, split_rows, tokenizer_of
+from model.dataset import PretrainDataset, split_rows
 from model.LMConfig import PRESETS, LMConfig, config_for
 from model.model import Transformer
 from trainer import args, parallel
 from trainer.checkpoint import load_model, prepare_out_dir
 from trainer.config import TrainConfig
-from trainer.loop import Data, fit
+from trainer.loop import fit
 from trainer.losses import language_model_loss
+from trainer.run import Data
 
 DEFAULTS = {"data_path": "dataset/pretrain.bin"}
 

@@ -12,23 +12,30 @@
                  pretrain_val.bin           the same for about 1 % of the texts, which are not in pretrain.bin
                  pretrain.json, pretrain_val.json   counts, tokenizer, sources: what each .bin is made of
 
+    python data_process.py sft --input FILE_OR_FOLDER ... --output dataset/sft.jsonl
+    python data_process.py dpo --input FILE_OR_FOLDER ... --output dataset/dpo.jsonl
+        reads    conversations (role/content, from/value), messages, instruction/input/output, history/q/a; pairs as
+                 prompt/chosen/rejected, message lists, LLaMA-Factory's form, ranked answers
+        writes   one form, every record once; --mix zh.jsonl:0.6 en.jsonl:0.4 instead of --input draws in that ratio
+
+    python data_process.py inspect FILE [N]
+        shows    record N token by token, the scored ones in green: what a model is trained to say
+
 What cannot be used is counted by reason, and the first of each reason is shown with its file and line.
 Next: python 1-pretrain.py --data_path dataset/pretrain.bin
 """
 
 import argparse
-import importlib.metadata
 import os
-import platform
-import time
-from functools import partial
 from pathlib import Path
 
-from cleaning.binfile import BinWriter, check_output, remove_bin, sha256_of, val_path_of
+from cleaning.binfile import check_output
+from cleaning.chat_files import Filters, clean, parse_mix, record_at
 from cleaning.files import progress_meter
-from cleaning.pieces import encode_texts, encoder_of
-from cleaning.pretrain import clean_batches, encoded_batches, is_held_out
-from cleaning.readers import Drops, expand_inputs
+from cleaning.pieces import encoder_of
+from cleaning.pretrain import write_bins
+from cleaning.readers import expand_inputs
+from model.bin_data import bin_files
 from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from trainer import args
 
@@ -44,13 +51,29 @@ def parse(argv):
     pretrain = commands.add_parser("pretrain", help="raw text files → packed ids")
     args.add_flag(pretrain, "input", nargs="+", required=True, metavar="PATH", help="files and folders")
     args.add_flag(pretrain, "output", required=True, metavar="FILE.bin", help="for example dataset/pretrain.bin")
-    args.add_flag(pretrain, "tokenizer", default=str(DEFAULT_TOKENIZER), metavar="DIR", help="default: %(default)s")
     args.add_flag(pretrain, "field", metavar="NAME", help="field with the text (default: found by itself)")
     args.add_flag(
         pretrain, "val_fraction", type=float, default=0.01, help="share held out (default: %(default)s; 0: none)"
     )
     args.add_flag(pretrain, "num_workers", type=int, metavar="N", help="encoding processes (default: one per core)")
-    for command in (demo, pretrain):
+    chat = [commands.add_parser(n, help=f"raw {w} → one form") for n, w in (("sft", "chats"), ("dpo", "preferences"))]
+    for command in chat:
+        source = command.add_mutually_exclusive_group(required=True)
+        args.add_flag(source, "input", nargs="+", metavar="PATH", help="files and folders")
+        args.add_flag(
+            source, "mix", nargs="+", metavar="PATH:WEIGHT", help="draw from these in the ratio of the weights"
+        )
+        args.add_flag(command, "output", required=True, metavar="FILE.jsonl", help="for example dataset/sft.jsonl")
+        args.add_flag(command, "min_tokens", type=int, help="drop records that are shorter")
+        args.add_flag(command, "max_tokens", type=int, help="drop records that are longer")
+        args.add_flag(command, "min_chinese", type=float, default=0.0, help="smallest share of Chinese letters, 0 to 1")
+        args.add_flag(command, "allow_empty", action="store_true", help="keep records with an empty answer")
+    inspect = commands.add_parser("inspect", help="show a record as the model is trained on it")
+    inspect.add_argument("file", help="chats, preferences or a .bin")
+    inspect.add_argument("number", nargs="?", type=int, default=0, help="which record, counted from 0 (default: 0)")
+    for command in (pretrain, *chat, inspect):
+        args.add_flag(command, "tokenizer", default=str(DEFAULT_TOKENIZER), metavar="DIR", help="default: %(default)s")
+    for command in (demo, pretrain, *chat, inspect):
         args.add_flag(command, "seed", type=int, default=0, help="same seed, same result (default: %(default)s)")
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show a full traceback")
     return parser.parse_args(argv)
@@ -65,7 +88,6 @@ def demo(cfg):
 
 
 def pretrain(cfg):
-    # 1. Everything that can be refused is refused before anything is read.
     if not 0 <= cfg.val_fraction < 1:
         raise ValueError(
             f"--val_fraction {cfg.val_fraction} is not a share of the texts; give 0 up to below 1, such as 0.01"
@@ -74,62 +96,52 @@ def pretrain(cfg):
     check_output(cfg.output, paths)
     tokenizer = load_tokenizer(cfg.tokenizer)
     encoder_of(load_tokenizer, cfg.tokenizer)  # V ≤ 65,536
-    total, start, drops = sum(p.stat().st_size for p in paths), time.monotonic(), Drops()
-    workers = cfg.num_workers if cfg.num_workers is not None else min(8, os.cpu_count() or 1) * (total > SMALL)
+    large = sum(p.stat().st_size for p in paths) > SMALL
+    workers = cfg.num_workers if cfg.num_workers is not None else min(8, os.cpu_count() or 1) * large
+    write_bins(paths, cfg.output, load_tokenizer, tokenizer, cfg.seed, cfg.val_fraction, cfg.field, workers)
 
-    # 2. Texts are read and cleaned here and encoded beside it, a few megabytes at a time.
-    batches = clean_batches(paths, drops, cfg.field, progress_meter(total, "reading"))
-    encode = partial(encode_texts, load_tokenizer, cfg.tokenizer)
-    new_writer = partial(BinWriter, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
-    with new_writer(cfg.output) as train, new_writer(val_path_of(cfg.output)) as val:
-        for texts, keys, encoded in encoded_batches(batches, encode, workers):
-            held_out = [is_held_out(key, cfg.seed, cfg.val_fraction) for key in keys]
-            for writer, part in ((train, False), (val, True)):
-                chosen = [i for i, h in enumerate(held_out) if h == part]
-                writer.add([texts[i] for i in chosen], [encoded[i] for i in chosen])
 
-        # 3. All files are complete on the disk before the first one replaces an old one.
-        if not train.documents:
-            kept = (
-                f"{val.documents} text(s) fell into the validation part, none is left to train on; lower --val_fraction"
-            )
-            nothing = f"no usable text in {', '.join(cfg.input)}; nothing written"
-            raise ValueError(f"{kept if val.documents else nothing}\n{drops.table()}")
-        description = {
-            "vocab_size": tokenizer.vocab_size,
-            "bos_id": tokenizer.bos_id,
-            "eos_id": tokenizer.eos_id,
-            "tokenizer": os.path.relpath(tokenizer.path),
-            "tokenizer_hash": tokenizer.hash,
-            "seed": cfg.seed,
-            "val_fraction": cfg.val_fraction,
-            "sources": [{"path": str(p), "bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in paths],
-            "dropped": dict(sorted(drops.counts.items())),
-            "versions": {"python": platform.python_version(), "tokenizers": importlib.metadata.version("tokenizers")},
-        }
-        writers = [train, val] if val.documents else [train]
-        for writer in writers:
-            writer.prepare(part="val" if writer is val else "train", **description)
-        for writer in writers:
-            writer.commit()
-    if not val.documents:
-        remove_bin(val.path)
-
-    # 4. What came out.
-    print(f"\n{'file':<24} {'documents':>11} {'tokens':>14} {'characters':>14} {'chars/token':>11} {'text bytes':>14}")
-    for w in writers:
-        print(f"{w.path.name:<24} {w.documents:>11,} {w.tokens:>14,} {w.characters:>14,}", end=" ")
-        print(f"{w.characters / w.tokens:>11.2f} {w.text_bytes:>14,}")
-    print(drops.table())
-    megabytes, seconds = total / 1e6, time.monotonic() - start
-    print(
-        f"{megabytes:,.1f} MB in {seconds:.1f} s, {megabytes / seconds:.1f} MB/s; written to {Path(cfg.output).parent}"
+def chat(cfg):
+    if not cfg.output.endswith(".jsonl"):
+        raise ValueError(f"--output {cfg.output} must end in .jsonl")
+    if not 0 <= cfg.min_chinese <= 1:
+        raise ValueError(f"--min_chinese {cfg.min_chinese} is not a share; give 0 to 1")
+    sources = [([path], weight) for path, weight in parse_mix(cfg.mix)] if cfg.mix else [(cfg.input, None)]
+    files = [p for paths, _ in sources for p in expand_inputs(paths)]
+    if Path(cfg.output).resolve() in {p.resolve() for p in files}:
+        raise ValueError(f"--output {cfg.output} is one of the inputs; choose another name")
+    tokenizer = load_tokenizer(cfg.tokenizer)
+    filters = Filters(
+        cfg.min_chinese, cfg.min_tokens, cfg.max_tokens, lambda texts: sum(map(len, tokenizer.encode_batch(texts)))
     )
+    meter = progress_meter(sum(p.stat().st_size for p in files), "reading")
+    written, drops, notes, taken = clean(cfg.command, sources, cfg.output, filters, cfg.seed, cfg.allow_empty, meter)
+    print(f"{written:>11,}  records in {cfg.output}", f"({' + '.join(f'{n:,}' for n in taken)})" if cfg.mix else "")
+    for what, count in notes.most_common():
+        print(f"{count:>11,}  changed: {what}")
+    print(drops.table())
+
+
+def clean_file(kind, path, output):
+    """What the training scripts do with raw data: the same as `sft` and `dpo` without flags."""
+    main([kind, "--input", str(path), "--output", str(output)])
+
+
+def inspect(cfg):
+    from evaluation.inspection import document_of, show, sides_of
+
+    tokenizer = load_tokenizer(cfg.tokenizer)
+    file = bin_files(cfg.file)[0] if cfg.file.endswith(".bin") else expand_inputs(cfg.file)[0]
+    if file.suffix == ".bin":
+        show(document_of(file, cfg.number, tokenizer), tokenizer)
+    else:
+        show(sides_of(record_at(file, cfg.number), tokenizer), tokenizer)
 
 
 def main(argv=None):
     cfg = parse(argv)
-    {"demo": demo, "pretrain": pretrain}[cfg.command](cfg)
+    commands = {"demo": demo, "pretrain": pretrain, "sft": chat, "dpo": chat, "inspect": inspect}
+    commands[cfg.command](cfg)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from cleaning.readers import Drops, read_texts
-from model.batch import collate
+from model.batch import Sample, collate
+from model.bin_data import find_documents
 from model.cross_entropy import IGNORE
-from model.dataset import PretrainDataset, find_documents
+from model.dataset import PretrainDataset
 
 
 class RMSNorm(nn.Module):
@@ -163,7 +164,7 @@ def padded_rows(documents, T):
         ids, docs = np.zeros(T + 1, np.int64), np.full(T + 1, -1)
         n = min(len(document), T + 1)
         ids[:n], docs[:n] = document[:n], 0
-        rows.append((number, ids, docs))
+        rows.append(Sample(number, ids, docs, docs >= 0))
     return rows
 
 

@@ -30,16 +30,16 @@ import numpy as np
 import torch
 
 from benchmarks.plain_recipe import PlainRecipe, PlainTransformer, load_rows, write_bin
+from model.bin_data import tokenizer_of
 from model.chat import load_tokenizer
-from model.dataset import tokenizer_of
 from model.LMConfig import PRESETS, config_for
 from model.model import Transformer
-from trainer import args
+from trainer import args, loop
 from trainer.checkpoint import save_json
 from trainer.config import TrainConfig
 from trainer.flops import flops_per_token, peak_flops
-from trainer.loop import Data, Run
 from trainer.losses import language_model_loss
+from trainer.run import Data, Run
 from trainer.runtime import Runtime, choose_compile, choose_device, has_bf16
 
 LOGITS_EQUAL = 1e-4  # largest allowed difference between the plain recipe's logits and ours, fp32
@@ -141,7 +141,7 @@ class Bench:
         recipe, forward = self.recipe_of(v)
         batch = self.rows.batches[v.packed][number % len(self.rows.batches[v.packed])]
         if v.ours:
-            recipe.step(forward, [batch])
+            loop.step(recipe, forward, [batch])
         else:
             batch = batch.to(self.device)
             recipe.step(batch.ids, batch.labels)

@@ -2,15 +2,23 @@
 
 import collections
 import hashlib
+import importlib.metadata
 import multiprocessing
+import os
+import platform
 import signal
+import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import numpy as np
 
+from cleaning.binfile import BinWriter, remove_bin, sha256_of, val_path_of
 from cleaning.encodings import ignore
+from cleaning.files import progress_meter
 from cleaning.normalize import clean_text, mark_new
-from cleaning.readers import read_located
+from cleaning.pieces import encode_texts
+from cleaning.readers import Drops, read_located
 
 BATCH = 1 << 20  # characters per batch, about 3 MB of Chinese
 
@@ -71,3 +79,67 @@ def encoded_batches(batches, encode, workers):
                 yield texts, keys, future.result()
         for texts, keys, future in waiting:
             yield texts, keys, future.result()
+
+
+def write_bins(paths, output, load_tokenizer, tokenizer, seed, val_fraction, field=None, workers=0):
+    """Raw files → `output` and its validation part, with a description beside each; prints what came out.
+
+    Args:
+        load_tokenizer, tokenizer: the function that loads a tokenizer folder, and what it gave; see encode_texts.
+        workers: processes that encode; 0: this one.
+    Raises:
+        ValueError: nothing usable, or everything fell into the validation part; nothing is written.
+    """
+    total, start, drops = sum(p.stat().st_size for p in paths), time.monotonic(), Drops()
+
+    # 1. Texts are read and cleaned here and encoded beside it, a few megabytes at a time.
+    batches = clean_batches(paths, drops, field, progress_meter(total, "reading"))
+    encode = partial(encode_texts, load_tokenizer, tokenizer.path)
+    new_writer = partial(BinWriter, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
+    with new_writer(output) as train, new_writer(val_path_of(output)) as val:
+        for texts, keys, encoded in encoded_batches(batches, encode, workers):
+            held_out = [is_held_out(key, seed, val_fraction) for key in keys]
+            for writer, part in ((train, False), (val, True)):
+                chosen = [i for i, h in enumerate(held_out) if h == part]
+                writer.add([texts[i] for i in chosen], [encoded[i] for i in chosen])
+
+        # 2. All files are complete on the disk before the first one replaces an old one.
+        if not train.documents:
+            kept = (
+                f"{val.documents} text(s) fell into the validation part, none is left to train on; lower --val_fraction"
+            )
+            nothing = f"no usable text in {', '.join(map(str, paths))}; nothing written"
+            raise ValueError(f"{kept if val.documents else nothing}\n{drops.table()}")
+        description = {
+            "vocab_size": tokenizer.vocab_size,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+            "tokenizer": os.path.relpath(tokenizer.path),
+            "tokenizer_hash": tokenizer.hash,
+            "seed": seed,
+            "val_fraction": val_fraction,
+            "sources": [{"path": str(p), "bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in paths],
+            "dropped": dict(sorted(drops.counts.items())),
+            "versions": {"python": platform.python_version(), "tokenizers": importlib.metadata.version("tokenizers")},
+        }
+        writers = [train, val] if val.documents else [train]
+        for writer in writers:
+            writer.prepare(part="val" if writer is val else "train", **description)
+        for writer in writers:
+            writer.commit()
+    if not val.documents:
+        remove_bin(val.path)
+    report([train, val] if val.documents else [train], drops, total, time.monotonic() - start)
+
+
+def report(writers, drops, total, seconds):
+    """Prints a line per file that was written, what was dropped, and how fast it went."""
+    print(f"\n{'file':<24} {'documents':>11} {'tokens':>14} {'characters':>14} {'chars/token':>11} {'text bytes':>14}")
+    for w in writers:
+        print(f"{w.path.name:<24} {w.documents:>11,} {w.tokens:>14,} {w.characters:>14,}", end=" ")
+        print(f"{w.characters / w.tokens:>11.2f} {w.text_bytes:>14,}")
+    print(drops.table())
+    megabytes = total / 1e6
+    print(
+        f"{megabytes:,.1f} MB in {seconds:.1f} s, {megabytes / seconds:.1f} MB/s; written to {writers[0].path.parent}"
+    )

@@ -1,6 +1,7 @@
 """What the model is trained on: one Batch of rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -8,6 +9,21 @@ import torch
 from model.cross_entropy import IGNORE
 
 FILLER = -1  # the row index that stands for an unscored row: it keeps batch shapes equal at the end of an epoch
+
+
+class Sample(NamedTuple):
+    """One row of a data set.
+
+    Attributes:
+        row: its number, FILLER for one that is all padding.
+        ids, docs: (T + 1,) int64 ids and document numbers within the row; docs -1 is padding.
+        scored: (T + 1,) bool, True where the id may be a target.
+    """
+
+    row: int
+    ids: np.ndarray
+    docs: np.ndarray
+    scored: np.ndarray
 
 
 @dataclass
@@ -43,23 +59,57 @@ class Batch:
 
     def to(self, device):
         """The same batch on another device; the copy overlaps with computation where memory is pinned."""
-        move = lambda x: x.to(device, non_blocking=True)  # noqa: E731
-        return Batch(move(self.ids), move(self.labels), move(self.docs), self.rows)
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self):
         """Called by DataLoader when the device is a GPU."""
-        return Batch(self.ids.pin_memory(), self.labels.pin_memory(), self.docs.pin_memory(), self.rows)
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change):
+        values = [getattr(self, f.name) for f in fields(self)]
+        return type(self)(*(change(v) if torch.is_tensor(v) else v for v in values))
+
+
+@dataclass
+class PairBatch(Batch):
+    """B pair rows as 2 B rows: the chosen sides first, then the rejected ones in the same order.
+
+    Document d of row b and document d of row B + b answer the same question, and each pair has its number d in `pairs`.
+
+    Attributes:
+        reference: (2, B x M) summed log-probs of the answers under the reference model, nats; 0 if there is none.
+        pairs: (B x M,) bool, True where there is a pair; M is the most pairs that any row holds.
+    """
+
+    reference: torch.Tensor
+    pairs: torch.Tensor
+
+    @property
+    def units(self):
+        """Pairs: what a sum of preference losses is divided by."""
+        return int(self.pairs.sum())
 
 
 def collate(samples):
-    """Rows of T + 1 ids → a Batch.
+    """Samples → a Batch. Labels are the ids shifted by one, where they are scored and in the document before them."""
+    return Batch(*rows_of(samples), [s.row for s in samples])
 
-    Args:
-        samples: (row number, ids (T + 1,), docs (T + 1,)) each; docs -1 is padding.
-    Labels are the ids shifted by one. The first id of a document is never a target: nothing before it belongs to it.
-    """
-    ids = torch.from_numpy(np.stack([s[1] for s in samples]).astype(np.int64))  # (B, T + 1)
-    docs = torch.from_numpy(np.stack([s[2] for s in samples]).astype(np.int64))
-    inside = (docs[:, 1:] == docs[:, :-1]) & (docs[:, 1:] >= 0)
+
+def rows_of(samples):
+    """Samples → ids, labels, docs, (B, T) int64 each."""
+    ids, docs, scored = (
+        torch.from_numpy(np.stack([getattr(s, name) for s in samples])) for name in ("ids", "docs", "scored")
+    )
+    # The first id of a document is never a target: nothing before it belongs to it.
+    inside = (docs[:, 1:] == docs[:, :-1]) & (docs[:, 1:] >= 0) & scored[:, 1:]
     labels = ids[:, 1:].masked_fill(~inside, IGNORE)
-    return Batch(ids[:, :-1].contiguous(), labels, docs[:, :-1].contiguous(), [s[0] for s in samples])
+    return ids[:, :-1].contiguous(), labels, docs[:, :-1].contiguous()
+
+
+def collate_pairs(samples):
+    """(chosen Sample, rejected Sample, reference (2, M) float32, number of pairs) each → a PairBatch."""
+    chosen, rejected, reference, counts = zip(*samples)
+    reference = torch.from_numpy(np.stack(reference, axis=1))  # (2, B, M)
+    pairs = torch.arange(reference.shape[2]) < torch.tensor(counts)[:, None]  # (B, M)
+    rows = [s.row for s in chosen]
+    return PairBatch(*rows_of([*chosen, *rejected]), rows, reference.flatten(1), pairs.flatten())

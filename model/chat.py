@@ -5,13 +5,30 @@ The file format is Hugging Face's `tokenizer.json`; stock `AutoTokenizer` loads 
 
 import functools
 import hashlib
+import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"  # ids 0, 1, 2, in every tokenizer of this project
+CONTROLS = (BOS, EOS, *(f"<{end}{tag}>" for tag in ("think", "tool_call", "tool_response") for end in ("", "/")))
 DEFAULT_TOKENIZER = Path(__file__).parent / "minimind_tokenizer"
+
+
+class Encoded(NamedTuple):
+    """A conversation as ids.
+
+    Attributes:
+        ids: (n,) int64.
+        scored: (n,) bool, True where the id is to be learnt: what an assistant says, and the EOS that ends it.
+        ends: for each assistant turn, the number of ids up to and with its EOS; a cut there leaves whole turns.
+    """
+
+    ids: np.ndarray
+    scored: np.ndarray
+    ends: list
 
 
 class ChatTokenizer:
@@ -65,6 +82,32 @@ class ChatTokenizer:
         """list of str → list of lists of ids, on all cores."""
         return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_chats(self, chats, last_only=False):
+        """Conversations → list of Encoded, on all cores. What people typed is text, whatever it looks like.
+
+        Args:
+            chats: list of (turns, tools); see `chat_pieces`.
+            last_only: only the last assistant turn is scored, as preference pairs need it.
+        """
+        chats = [list(chat_pieces(turns, tools, last_only)) for turns, tools in chats]
+        ids = {name: self.backend.token_to_id(name) for name in CONTROLS}  # None in a vocabulary without it: then text
+        texts = [p.text for chat in chats for p in chat if not p.control or ids[p.text] is None]
+        encoded = iter(self.encode_batch(texts))
+        results = []
+        for chat in chats:
+            parts = [[ids[p.text]] if p.control and ids[p.text] is not None else next(encoded) for p in chat]
+            scored = np.repeat([p.scored for p in chat], [len(part) for part in parts]).astype(bool)
+            joined = np.fromiter((i for part in parts for i in part), np.int64, len(scored))
+            ends = np.flatnonzero(scored & (joined == self.eos_id)) + 1
+            results.append(Encoded(joined, scored, ends.tolist()))
+        return results
+
+    def encode_prompt(self, turns, tools=()):
+        """Turns so far → ids that end where the assistant's answer begins."""
+        [chat] = self.encode_chats([(turns, tools)])
+        header = [*self.encode("\n"), self.bos_id] if len(chat.ids) else [self.bos_id]
+        return [*chat.ids.tolist(), *header, *self.encode("assistant\n")]
+
     def decode(self, ids, skip_special=False):
         """ids → str; decode(encode(text)) == text for every str that is valid UTF-8."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
@@ -85,6 +128,72 @@ class ChatTokenizer:
     def token_bytes(self):
         """(V,) int64: how many bytes each id stands for; turns nats per token into bits per byte."""
         return np.array([len(b) for b in self._bytes], dtype=np.int64)
+
+
+class Piece(NamedTuple):
+    """A part of a rendered conversation: the name of a control token, or text; scored if it is to be learnt."""
+
+    text: str
+    control: bool
+    scored: bool
+
+
+def chat_pieces(turns, tools=(), last_only=False):
+    """A conversation → its Pieces, as the chat template in tokenizer_config.json writes them.
+
+    Every turn is <s>role, newline, content, </s>, with a newline between turns. Scored is what the assistant says with
+    the </s> that ends it, not the header before it.
+
+    Args:
+        turns: [{"role", "content", "reasoning_content"?, "tool_calls"?}], roles system, user, assistant, tool.
+        tools: descriptions of the tools that may be called, dicts.
+        last_only: score the last assistant turn only.
+    """
+    turns = list(turns)
+    if tools:
+        listed = "<tools>\n" + "".join(json.dumps(tool, ensure_ascii=False) + "\n" for tool in tools) + "</tools>"
+        before = turns.pop(0)["content"] if turns and turns[0]["role"] == "system" else ""
+        turns.insert(0, {"role": "system", "content": f"{before}\n\n{listed}" if before else listed})
+    for number, turn in enumerate(turns):
+        if number:
+            yield Piece("\n", False, False)
+        yield Piece(BOS, True, False)
+        scored = turn["role"] == "assistant" and (not last_only or number == len(turns) - 1)
+        if turn["role"] == "assistant":
+            yield Piece("assistant\n", False, False)
+            yield from (Piece(text, control, scored) for text, control in answer_parts(turn))
+        elif turn["role"] == "tool":
+            yield Piece("tool\n", False, False)
+            yield from (Piece(text, control, False) for text, control in within("tool_response", turn["content"]))
+        else:
+            yield Piece(f"{turn['role']}\n{turn['content']}", False, False)
+        yield Piece(EOS, True, scored)
+
+
+def within(tag, text):
+    """<tag>, the text on lines of its own, </tag>: (text, is control) each."""
+    return [(f"<{tag}>", True), (f"\n{text}\n", False), (f"</{tag}>", True)]
+
+
+def answer_parts(turn):
+    """What an assistant turn says: reasoning, content, calls; (text, is control) each."""
+    content = turn.get("content") or ""
+    parts = []
+    if turn.get("reasoning_content"):
+        parts, content = within("think", turn["reasoning_content"]), "\n\n" + content
+    if content:
+        parts.append((content, False))
+    for number, call in enumerate(turn.get("tool_calls") or []):
+        call = call.get("function", call)
+        arguments = call.get("arguments", {})
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        if number or turn.get("content"):
+            parts.append(("\n", False))
+        parts += within(
+            "tool_call", f'{{"name": {json.dumps(call["name"], ensure_ascii=False)}, "arguments": {arguments}}}'
+        )
+    return parts
 
 
 @functools.cache

@@ -1,88 +1,17 @@
 """Data sets: packed rows of ids, read from memory-mapped files, so that memory does not grow with the corpus."""
 
-import hashlib
-import json
-import os
-import tempfile
-from pathlib import Path
-
 import numpy as np
 
-from model.batch import FILLER
+from model.batch import FILLER, Sample
+from model.bin_data import bin_files, find_documents, fingerprint, mapped, open_ids, read_sidecar
+from model.chat_data import Growing, chunks, file_digest, read_jsonl
 from model.packing import pack
-
-SCAN = 1 << 24  # ids looked at at once while documents are found: 32 MB
-
-
-def bin_files(path):
-    """The .bin files at `path`: itself, or the shards of a folder in name order (validation parts left out)."""
-    path = Path(path)
-    if path.is_dir():
-        files = sorted(f for f in path.glob("*.bin") if not f.stem.endswith("_val"))
-        if not files:
-            raise FileNotFoundError(f"no .bin files in folder {path}; make one with: python data_process.py pretrain")
-        return files
-    if not path.is_file():
-        raise FileNotFoundError(f"no data at {path}; make it with: python data_process.py pretrain --output {path}")
-    return [path]
-
-
-def read_sidecar(file):
-    """What the .json beside a .bin says; {} for a .bin without one (MiniMind's own)."""
-    sidecar = file.with_suffix(".json")
-    try:
-        return json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
-    except ValueError as error:
-        raise ValueError(
-            f"{sidecar} is not whole ({error}); make {file} again with data_process.py pretrain"
-        ) from error
-
-
-def tokenizer_of(path):
-    """The tokenizer folder that the data at `path` was made with, if its .json names one that still exists."""
-    file = Path(path)
-    if file.is_dir():
-        file = next(iter(sorted(file.glob("*.bin"))), file)
-    folder = read_sidecar(file).get("tokenizer") if file.suffix == ".bin" else None
-    return folder if folder and Path(folder, "tokenizer.json").is_file() else None
-
-
-def open_ids(file):
-    """The ids of a .bin: (n,) uint16, memory-mapped. ValueError for a file that cannot be one."""
-    size = file.stat().st_size
-    if size == 0 or size % 2:
-        what = "is empty" if size == 0 else f"has {size} bytes, an odd number: it is cut off, or not uint16 ids"
-        raise ValueError(f"{file} {what}; make it again with: python data_process.py pretrain --output {file}")
-    return np.memmap(file, dtype=np.uint16, mode="r")
-
-
-def find_documents(ids, bos_id, vocab_size, name):
-    """Where documents begin (each at a BOS) and their lengths: two (n,) int64 arrays.
-
-    Raises:
-        ValueError: an id outside the vocabulary; on a GPU it would be an assertion without a name.
-    """
-    starts = []
-    for at in range(0, len(ids), SCAN):
-        part = ids[at : at + SCAN]
-        if int(part.max()) >= vocab_size:
-            where = int(np.argmax(part >= vocab_size))
-            raise ValueError(
-                f"{name} holds id {int(part[where])} at position {at + where}, but the model has vocab_size "
-                f"{vocab_size}; use the tokenizer the file was made with, or set --vocab_size"
-            )
-        starts.append(np.flatnonzero(part == bos_id).astype(np.int64) + at)
-    starts = np.concatenate(starts)
-    if len(starts) == 0 or starts[0] != 0:
-        starts = np.concatenate([[0], starts])
-    return starts, np.diff(np.append(starts, len(ids)))
 
 
 class PretrainDataset:
     """Rows of T + 1 ids packed from the documents of a .bin, or of a folder of shards.
 
-    Indexing gives (row number, ids (T + 1,), docs (T + 1,)); see `model.batch.collate`. Index FILLER gives a row
-    that is all padding.
+    Indexing gives a Sample; index FILLER one that is all padding.
 
     Args:
         path: a .bin file or a folder of them.
@@ -99,37 +28,19 @@ class PretrainDataset:
         for file in self.files:
             tokenizer.check(read_sidecar(file).get("tokenizer_hash"), self.vocab_size, file)
         self.shards = [open_ids(f) for f in self.files]
-        self.fingerprint = self._fingerprint()
-        self.pieces, self.row_ends = self._table(Path(cache_dir), tokenizer.bos_id)
+        self.fingerprint = fingerprint(self.shards)
+        key = f"rows_{self.fingerprint}_{T}_{self.vocab_size}"
+        self.pieces, self.row_ends = mapped(cache_dir, key, ("pieces", "ends"), lambda: self._table(tokenizer.bos_id))
 
-    def _fingerprint(self):
-        """16 hex digits that change when a file's size or content does; 64 samples of each file are read."""
-        digest = hashlib.sha256()
-        for ids in self.shards:
-            digest.update(str(len(ids)).encode())
-            for at in np.linspace(0, max(0, len(ids) - 4096), 64, dtype=np.int64):
-                digest.update(ids[at : at + 4096].tobytes())
-        return digest.hexdigest()[:16]
-
-    def _table(self, cache_dir, bos_id):
-        """pieces (n, 3) int64 [shard, start, length] in row order and row_ends (rows,) int64, both memory-mapped."""
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        key = f"{self.fingerprint}_{self.T}_{self.vocab_size}"
-        names = [cache_dir / f"rows_{key}_{part}.npy" for part in ("pieces", "ends")]
-        if not all(n.is_file() for n in names):
-            pieces, sizes = [], []
-            for i, ids in enumerate(self.shards):
-                documents = find_documents(ids, bos_id, self.vocab_size, self.files[i])
-                for starts, lengths, row_sizes in pack(*documents, self.T + 1):
-                    pieces.append(np.stack([np.full_like(starts, i), starts, lengths], axis=1))
-                    sizes.append(row_sizes)
-            for name, array in zip(names, (np.concatenate(pieces), np.cumsum(np.concatenate(sizes)))):
-                with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".tmp", delete=False) as f:
-                    np.save(f, array)
-                    f.flush()
-                    os.fsync(f.fileno())
-                os.replace(f.name, name)
-        return [np.load(n, mmap_mode="r") for n in names]
+    def _table(self, bos_id):
+        """pieces (n, 3) int64 [shard, start, length] in row order, and row_ends (rows,) int64."""
+        pieces, sizes = [], []
+        for i, ids in enumerate(self.shards):
+            documents = find_documents(ids, bos_id, self.vocab_size, self.files[i])
+            for starts, lengths, row_sizes in pack(*documents, self.T + 1):
+                pieces.append(np.stack([np.full_like(starts, i), starts, lengths], axis=1))
+                sizes.append(row_sizes)
+        return np.concatenate(pieces), np.cumsum(np.concatenate(sizes))
 
     def __getstate__(self):
         """Loader workers that are not forked get names instead of a copy of the corpus."""
@@ -159,7 +70,153 @@ class PretrainDataset:
                 ids[at : at + length] = self.shards[shard][start : start + length]
                 docs[at : at + length] = number
                 at += length
-        return index, ids, docs
+        return Sample(index, ids, docs, docs >= 0)
+
+
+class ChatRows:
+    """What conversations and preference pairs share: encoded once into files that are then memory-mapped.
+
+    Args:
+        path: .jsonl in the form that data_process.py sft or dpo writes.
+        T: positions per row.
+        tokenizer: a ChatTokenizer.
+        cache_dir: the encoded form is kept there and found again by the next run.
+    """
+
+    kind = ""  # of the files in the cache
+    columns = 2  # of the table: start and length of each document
+
+    def __init__(self, path, T, tokenizer, cache_dir):
+        self.path, self.T, self.pad_id = path, T, tokenizer.eos_id
+        self.fingerprint = file_digest(path)
+        key = f"{self.kind}_{self.fingerprint}_{T}_{tokenizer.hash}"
+        names = ("ids", "scored", "table", "ends", "counts")
+        self.ids, self.scored, self.table, self.row_ends, counts = mapped(
+            cache_dir, key, names, lambda: self._make(tokenizer, cache_dir)
+        )
+        self.counts = dict(zip(self.count_names, counts.tolist()))
+        if not len(self):
+            raise ValueError(
+                f"{path}: none of {sum(counts)} records fits into {T} positions; give a larger --max_seq_len"
+            )
+
+    def _make(self, tokenizer, cache_dir):
+        """The arrays `mapped` keeps: ids uint16, scored bool, table (n, columns) in row order, row ends, counts."""
+        with Growing(np.uint16, cache_dir) as ids, Growing(bool, cache_dir) as scored:
+            counts, table = dict.fromkeys(self.count_names, 0), [np.empty((0, self.columns), np.int64)]
+            for records in chunks(read_jsonl(self.path), 2048):
+                for documents in self._documents(records, tokenizer, counts):
+                    row = []
+                    for document_ids, document_scored in documents:
+                        row += [ids.size, len(document_ids)]
+                        ids.append(document_ids)
+                        scored.append(document_scored)
+                    table.append(np.array([row], np.int64))
+            table = np.concatenate(table)
+            # a pair takes what its longer side takes, in both of its rows
+            packed = list(pack(np.arange(len(table)), table[:, 1::2].max(axis=1, initial=0), self.T + 1))
+            order = np.concatenate([np.empty(0, np.int64), *(p[0] for p in packed)])
+            ends = np.cumsum(np.concatenate([np.empty(0, np.int64), *(p[2] for p in packed)]))
+            return ids.array(), scored.array(), table[order], ends, np.array(list(counts.values()))
+
+    def __len__(self):
+        return len(self.row_ends)
+
+    @property
+    def fill(self):
+        """Share of the row slots that hold a real token."""
+        return float(self.table[:, 1::2].sum() / (len(self) * (self.T + 1) * (self.columns // 2)))
+
+    def _entries(self, index):
+        """The table's lines of a row; none for FILLER."""
+        if index == FILLER:
+            return self.table[:0]
+        return self.table[self.row_ends[index - 1] if index else 0 : self.row_ends[index]]
+
+    def _sample(self, index, places):
+        """One row of the documents at `places`: (start, length) each."""
+        ids = np.full(self.T + 1, self.pad_id, dtype=np.int64)
+        docs = np.full(self.T + 1, -1, dtype=np.int64)
+        scored = np.zeros(self.T + 1, dtype=bool)
+        at = 0
+        for number, (start, length) in enumerate(places):
+            ids[at : at + length] = self.ids[start : start + length]
+            scored[at : at + length] = self.scored[start : start + length]
+            docs[at : at + length] = number
+            at += length
+        return Sample(index, ids, docs, scored)
+
+
+class SFTDataset(ChatRows):
+    """Rows packed from whole conversations, in which what the assistant says and its EOS is scored, and nothing else.
+
+    A conversation longer than a row is cut after the last assistant turn that fits; one whose first answer does not fit
+    is left out. `counts` tells how many of each. Indexing gives a Sample; index FILLER one that is all padding.
+    """
+
+    kind, count_names = "sft", ("whole", "cut after a turn", "too long")
+
+    def _documents(self, records, tokenizer, counts):
+        for chat in tokenizer.encode_chats([(r["conversations"], r.get("tools", ())) for r in records]):
+            end = max((e for e in chat.ends if e <= self.T + 1), default=0)
+            counts["too long" if not end else "whole" if end == chat.ends[-1] else "cut after a turn"] += 1
+            if end:
+                yield [(chat.ids[:end], chat.scored[:end])]
+
+    def __getitem__(self, index):
+        return self._sample(index, self._entries(index))
+
+
+class DPODataset(ChatRows):
+    """Pairs of rows: the chosen answers in one, the rejected answers to the same questions in the other.
+
+    Only the two answers and their EOS are scored. Indexing gives (chosen Sample, rejected Sample, reference (2, M)
+    float32, number of pairs), as `model.batch.collate_pairs` takes them; M is the most pairs that any row holds.
+    """
+
+    kind, count_names, columns = "dpo", ("pairs", "too long"), 4
+
+    def __init__(self, path, T, tokenizer, cache_dir):
+        super().__init__(path, T, tokenizer, cache_dir)
+        self.most_pairs = int(np.diff(self.row_ends, prepend=0).max())
+        self.reference = None  # (rows, 2, M) float32 summed log-probs, once they are known
+
+    def _documents(self, records, tokenizer, counts):
+        sides = [
+            ([*r["conversations"], {"role": "assistant", "content": r[side]}], r.get("tools", ()))
+            for r in records
+            for side in ("chosen", "rejected")
+        ]
+        encoded = tokenizer.encode_chats(sides, last_only=True)
+        for chosen, rejected in zip(encoded[::2], encoded[1::2]):
+            fits = max(len(chosen.ids), len(rejected.ids)) <= self.T + 1
+            counts["pairs" if fits else "too long"] += 1
+            if fits:
+                yield [(chosen.ids, chosen.scored), (rejected.ids, rejected.scored)]
+
+    def __getitem__(self, index):
+        entries = self._entries(index)
+        reference = np.zeros((2, self.most_pairs), np.float32)
+        if self.reference is not None and index != FILLER:
+            reference = self.reference[index]
+        return self._sample(index, entries[:, :2]), self._sample(index, entries[:, 2:]), reference, len(entries)
+
+
+class Mixed:
+    """Two data sets as one: the rows of the second follow those of the first."""
+
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+        self.T, self.fingerprint = first.T, f"{first.fingerprint}+{second.fingerprint}"
+        self.fill = (first.fill * len(first) + second.fill * len(second)) / len(self)
+
+    def __len__(self):
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, index):
+        if index < len(self.first):  # FILLER too
+            return self.first[index]
+        return self.second[index - len(self.first)]._replace(row=index)
 
 
 def split_rows(n, fraction, seed):

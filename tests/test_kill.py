@@ -15,7 +15,8 @@ from model.LMConfig import LMConfig
 from model.model import Transformer
 from tests.test_training import CPU, ByteVocabulary, Rows, settings
 from trainer.checkpoint import load_file
-from trainer.loop import Data, fit
+from trainer.loop import fit
+from trainer.run import Data
 
 STEPS, KILLS = 24, 5
 

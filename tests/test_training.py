@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.batch import Sample, collate
 from model.chat import load_tokenizer
 from model.dataset import PretrainDataset
 from model.LMConfig import LMConfig
@@ -18,8 +19,10 @@ from model.model import Transformer
 from trainer import checkpoint, loop, parallel
 from trainer.checkpoint import load_file, load_model
 from trainer.config import TrainConfig
-from trainer.loop import Data, Run, fit
+from trainer.loop import fit
 from trainer.losses import language_model_loss
+from trainer.optim import make_optimizers
+from trainer.run import Data, Run
 from trainer.runtime import Runtime, Stopped
 
 SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 320, "max_seq_len": 24}
@@ -43,7 +46,7 @@ class Rows:
         docs = np.full(self.T + 1, -1)
         if i >= 0:
             docs[: self.lengths[i]] = 0
-        return i, self.ids[i], docs
+        return Sample(i, self.ids[i], docs, docs >= 0)
 
 
 class ByteVocabulary:
@@ -111,14 +114,14 @@ def test_the_gradient_is_the_mean_over_all_scored_tokens_of_the_step(tmp_path):
     torch.manual_seed(3)
     model = Transformer(LMConfig(**SHAPE))
     run = Run(model, CPU, cfg, "pretrain", ByteVocabulary(), Data(rows, np.arange(len(rows))), language_model_loss)
-    batches = [loop.collate([rows[i] for i in micro]) for micro in run.order.micro_batches(0)]
+    batches = [collate([rows[i] for i in micro]) for micro in run.order.micro_batches(0)]
     picked = [i for b in batches for i in b.rows]
     logits = model(torch.from_numpy(rows.ids[picked, :-1])).logits
     scored = torch.arange(24)[None] < torch.from_numpy(rows.lengths[picked] - 1)[:, None]
     expected = torch.nn.functional.cross_entropy(logits[scored], torch.from_numpy(rows.ids[picked, 1:])[scored])
     gradients = torch.autograd.grad(expected, list(model.parameters()))
     norm_expected = torch.stack([g.norm() for g in gradients]).norm().item()
-    loss, norm, _ = run.step(model, batches)
+    loss, norm, _, _ = loop.step(run, model, batches)
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     assert norm == pytest.approx(norm_expected, rel=1e-4)
 
@@ -142,14 +145,14 @@ def test_gradients_are_clipped_before_the_optimizer(tmp_path):
 
 def test_norm_weights_do_not_decay_and_matrices_do(tmp_path):
     model = Transformer(LMConfig(**SHAPE))
-    groups = loop.make_optimizers(model, settings(tmp_path))[0].param_groups
+    groups = make_optimizers(model, settings(tmp_path))[0].param_groups
     decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
     assert all((decay[id(p)] == 0) == (p.dim() < 2) for p in model.parameters())
 
 
 def test_muon_gets_the_matrices_and_adamw_the_rest(tmp_path):
     model = Transformer(LMConfig(**{**SHAPE, "use_moe": True}))
-    adamw, muon = loop.make_optimizers(model, settings(tmp_path, optimizer="muon"))
+    adamw, muon = make_optimizers(model, settings(tmp_path, optimizer="muon"))
     names = {id(p): n for n, p in model.named_parameters()}
     in_muon = {names[id(p)] for g in muon.param_groups for p in g["params"]}
     in_adamw = {names[id(p)] for g in adamw.param_groups for p in g["params"]}
@@ -250,8 +253,8 @@ def test_a_non_finite_loss_stops_before_the_weights_move_and_names_the_rows(tmp_
 
     def poisoned(model, batch):
         seen.append(batch.rows)
-        loss, balance, load = language_model_loss(model, batch)
-        return (loss * math.nan if len(seen) == 12 else loss), balance, load
+        losses = language_model_loss(model, batch)
+        return losses._replace(loss=losses.loss * math.nan) if len(seen) == 12 else losses
 
     with pytest.raises(FloatingPointError) as error:
         train(tmp_path, loss_fn=poisoned)
@@ -262,9 +265,8 @@ def test_a_non_finite_loss_stops_before_the_weights_move_and_names_the_rows(tmp_
 
 def test_a_non_finite_gradient_stops_too(tmp_path):
     def poisoned(model, batch):
-        loss, balance, load = language_model_loss(model, batch)
-        weight = model.norm.weight
-        return loss + (weight * 0).sum().sqrt(), balance, load  # value 0, gradient 0 * inf
+        losses = language_model_loss(model, batch)
+        return losses._replace(loss=losses.loss + (model.norm.weight * 0).sum().sqrt())  # value 0, gradient 0 * inf
 
     with pytest.raises(FloatingPointError, match="step 1: loss [0-9.]+, gradient norm nan"):
         train(tmp_path, loss_fn=poisoned)
@@ -304,7 +306,7 @@ def test_validation_is_nats_per_scored_token_and_bits_per_byte(tmp_path):
     model = Transformer(LMConfig(**SHAPE))
     data = Data(rows, np.arange(20), rows, np.arange(12, 20))
     run = Run(model, CPU, settings(tmp_path), "pretrain", ByteVocabulary(), data, language_model_loss)
-    measured = run.validate()
+    measured = loop.validate(run)
     scored = torch.arange(24)[None] < torch.from_numpy(rows.lengths[12:] - 1)[:, None]
     logits = model(torch.from_numpy(rows.ids[12:, :-1])).logits
     nats = torch.nn.functional.cross_entropy(logits[scored], torch.from_numpy(rows.ids[12:, 1:])[scored]).item()
@@ -372,19 +374,19 @@ def test_an_fp16_overflow_skips_every_optimizer_and_is_counted(tmp_path):
     )
     assert run.scaler.is_enabled() and len(run.optimizers) == 2
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    batches = [loop.collate([rows[i] for i in micro]) for micro in run.order.micro_batches(0)]
-    run.step(model, batches)
+    batches = [collate([rows[i] for i in micro]) for micro in run.order.micro_batches(0)]
+    loop.step(run, model, batches)
     assert run.progress.skipped == 1 and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert not any(o.state for o in run.optimizers)
     run.loss_fn = language_model_loss
-    run.step(model, batches)
+    loop.step(run, model, batches)
     assert run.progress.skipped == 1 and difference(before, model.state_dict()) > 0
 
 
 def overflowing(model, batch):
     """A finite loss whose gradient is infinite in one matrix only."""
-    loss, balance, load = language_model_loss(model, batch)
-    return loss + Exploding.apply(model.layers[0].attention.wq.weight), balance, load
+    losses = language_model_loss(model, batch)
+    return losses._replace(loss=losses.loss + Exploding.apply(model.layers[0].attention.wq.weight))
 
 
 class Exploding(torch.autograd.Function):

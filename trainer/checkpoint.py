@@ -27,7 +27,7 @@ from model.model import Transformer
 STAGES = {
     "pretrain": "1-pretrain.py",
     "full_sft": "3-full_sft.py",
-    "lora_sft": "4-lora_sft.py",
+    "lora": "4-lora_sft.py",
     "dpo": "5-dpo_train.py",
 }
 
@@ -94,9 +94,9 @@ def describe(cfg, stage, tokenizer, **facts):
     }
 
 
-def save_weights(path, model, description):
-    """Writes the state dict and its description."""
-    state = {name: tensor.detach().float() for name, tensor in model.state_dict().items()}
+def save_weights(path, model, description, state=None):
+    """Writes the state dict, the model's own if none is given, and its description."""
+    state = {name: tensor.detach().float() for name, tensor in (state or model.state_dict()).items()}
     state["output.weight"] = state["tok_embeddings.weight"]  # one tensor on disk, as in memory
     save_json(path.with_suffix(".json"), description)  # first: weights without it would have to be guessed about
     write_atomically(path, lambda f: torch.save(state, f))
@@ -138,6 +138,11 @@ def newest(out_dir, stages=tuple(STAGES)):
     if not found:
         raise FileNotFoundError(missing_message(Path(out_dir) / f"{stages[0]}_512.pth"))
     return max(found, key=lambda p: p.stat().st_mtime_ns)
+
+
+def latest_stage(out_dir, stages):
+    """The newest checkpoint of the first of `stages` that has any."""
+    return newest(out_dir, next((s for s in stages if any(Path(out_dir).glob(f"{s}_*.pth"))), stages[0]).split())
 
 
 def infer_config(state):
@@ -199,15 +204,16 @@ def read_description(file):
     return description
 
 
-def open_checkpoint(path, device="cpu", tokenizer_dir=None):
+def open_checkpoint(path, device="cpu", tokenizer_dir=None, **overrides):
     """A checkpoint with the tokenizer it was trained with → (model in eval mode, ChatTokenizer, description).
 
     Args:
         tokenizer_dir: unset: the folder recorded in the checkpoint, or the project's own if that is gone.
+        overrides: as in load_model.
     Raises:
         ValueError: the tokenizer is another one than the checkpoint's.
     """
-    model, about = load_model(path, device)
+    model, about = load_model(path, device, **overrides)
     recorded = about.get("tokenizer")
     if tokenizer_dir is None and recorded and Path(recorded, "tokenizer.json").is_file():
         tokenizer_dir = recorded

@@ -1,8 +1,9 @@
 """Every setting of a training run. One field is the flag, its help and its record in the checkpoint."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from model.LMConfig import knob
+from model.lora import Adapter
 
 
 @dataclass
@@ -77,16 +78,76 @@ class TrainConfig:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be in [0, 1]")
 
 
+@dataclass
+class ChatConfig(TrainConfig):
+    """Settings of the stages that learn from conversations."""
+
+    max_seq_len: int | None = knob(None, "positions per row; unset: the checkpoint's")
+    doc_mask: bool = knob(True, "packed conversations cannot see each other")
+
+
+@dataclass
+class SFTConfig(ChatConfig):
+    """Settings of full supervised fine-tuning."""
+
+    replay: float = knob(0.0, "share of rows taken from pretraining data, against forgetting")
+    replay_path: str = knob("dataset/pretrain.bin", "the .bin that --replay takes rows from")
+    neftune_alpha: float = knob(0.0, "noise on the embeddings in training (NEFTune; 5 is usual); 0: none")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.replay < 1 or self.neftune_alpha < 0:
+            raise ValueError(
+                f"--replay is {self.replay}, --neftune_alpha {self.neftune_alpha}; need [0, 1), and 0 or more"
+            )
+
+
+@dataclass
+class LoRAConfig(SFTConfig, Adapter):
+    """Settings of fine-tuning an adapter."""
+
+    lora_name: str = knob("sft", "name of the adapter; the files are lora_<name>_<dim>")
+
+    def __post_init__(self):
+        SFTConfig.__post_init__(self)
+        Adapter.__post_init__(self)
+        if not self.lora_name.isidentifier():
+            raise ValueError(f"--lora_name {self.lora_name} must be letters, digits and _, such as persona")
+
+
+@dataclass
+class PreferenceConfig(ChatConfig, Adapter):
+    """Settings of learning from preferences."""
+
+    use_lora: bool = knob(False, "train an adapter only (see LoRA), and merge it at the end")
+
+    loss: str = knob("sigmoid", "sigmoid (DPO), ipo, simpo or orpo", ["sigmoid", "ipo", "simpo", "orpo"])
+    beta: float | None = knob(None, "reward scale; for orpo the odds ratio's weight; unset: 0.1, for simpo 2")
+    label_smoothing: float = knob(0.0, "sigmoid: chance that a pair is labelled the wrong way round")
+    length_normalised: bool = knob(False, "sigmoid: log-probs per token, so that length earns nothing")
+    gamma: float = knob(1.0, "simpo: margin by which the chosen answer should win")
+
+    def __post_init__(self):
+        ChatConfig.__post_init__(self)
+        Adapter.__post_init__(self)
+        if self.beta is None:
+            self.beta = 2.0 if self.loss == "simpo" else 0.1
+        if not self.beta > 0 or not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f"--beta is {self.beta}, --label_smoothing {self.label_smoothing}; need above 0, and [0, 0.5)"
+            )
+
+
 # What may differ between the first start of a run and its continuation without changing what it computes.
 FREE = {
     *("out_dir", "fresh", "epochs", "max_steps", "device", "compile", "parallel", "ddp", "local_rank", "num_workers"),
     *("log_interval", "save_interval", "eval_interval", "eval_batches", "use_wandb", "wandb_project", "model_name"),
-    *("data_path", "init_from", "tokenizer", "dtype"),  # compared by what they lead to: see loop.CONTENT
+    *("data_path", "init_from", "tokenizer", "dtype", "replay_path"),  # compared by what they lead to: see loop.CONTENT
     *("batch_size", "accumulation_steps"),  # only their product with the number of ranks matters: rows_per_step
 }
 
 
 def changed_settings(before, now):
     """The settings in which a continued run may not differ but does: {name: (before, now)}; both are dicts."""
-    names = {f.name for f in fields(TrainConfig)} - FREE
+    names = now.keys() - FREE
     return {n: (before[n], now[n]) for n in sorted(names) if n in before and before[n] != now[n]}

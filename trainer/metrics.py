@@ -20,12 +20,21 @@ def duration(seconds):
     return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
 
 
+FACTS = {"margin": "margin {:.2f}", "accuracy": "accuracy {:.1%}", "prefers": "prefers {:.1%}"}  # shown, if measured
+
+
+def shown_facts(r, prefix=""):
+    """'  margin 0.52  accuracy 81.3%' of a record that has them."""
+    return "".join("  " + form.format(r[prefix + name]) for name, form in FACTS.items() if prefix + name in r)
+
+
 def training_line(r):
     """The line of a training step, from its record."""
     line = (
         f"step {r['step']}/{r['total']}  loss {r['loss']:.3f}  lr {r['lr']:.1e}  norm {r['norm']:.2f}  "
         f"{r['tokens_per_second']:,.0f} tok/s  mfu {r['mfu']:.1%}  left {duration(r['seconds_left'])}"
     )
+    line += shown_facts(r)
     if "expert_share" in r:
         line += f"  experts {min(r['expert_share']):.0%}-{max(r['expert_share']):.0%}"
     return line + (f"  skipped {r['skipped_steps']}" if r.get("skipped_steps") else "")
@@ -33,8 +42,10 @@ def training_line(r):
 
 def validation_line(r):
     """The line of a validation, from its record."""
-    values = f"validation loss {r['val_loss']:.3f} nats/token  {r['val_bits_per_byte']:.3f} bits/byte"
-    return f"step {r['step']}/{r['total']}  {values}"
+    values = f"validation loss {r['val_loss']:.3f}"
+    if "val_bits_per_byte" in r:
+        values += f" nats/token  {r['val_bits_per_byte']:.3f} bits/byte"
+    return f"step {r['step']}/{r['total']}  {values}{shown_facts(r, 'val_')}"
 
 
 class Log:
@@ -114,10 +125,12 @@ class Meter:
     def _restart(self):
         self.start, self.away = time.perf_counter(), 0.0
         self.tokens, self.losses, self.norm, self.load = self.run.progress.tokens, [], 0.0, 0
+        self.facts = []
 
-    def note(self, loss, norm, load):
+    def note(self, loss, norm, load, facts):
         """Takes in what one step learned."""
         self.losses.append(loss)
+        self.facts.append(facts)
         self.norm = norm
         self.load = self.load + load
 
@@ -146,6 +159,7 @@ class Meter:
             "mfu": speed * self.flops / run.peak,
             "seconds_left": self.elapsed_before / (progress.step - self.first_step) * (run.total - progress.step),
         }
+        record |= {name: sum(f[name] for f in self.facts) / len(self.facts) for name in self.facts[0]}
         if progress.skipped:
             record["skipped_steps"] = progress.skipped
         if torch.is_tensor(self.load) and self.load.numel():
@@ -164,6 +178,13 @@ def describe_run(run):
         f"model     {run.model.n_params():,} parameters: dim {lm.dim}, {lm.n_layers} layers, {kind}, "
         f"{lm.vocab_size} ids"
     )
+    trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    if trained < run.model.n_params():
+        saved = (run.model.n_params() - trained) * 8 / 1e6  # AdamW keeps two fp32 numbers for each parameter it moves
+        runtime.say(
+            f"trained   {trained:,} of them ({trained / run.model.n_params():.1%}): {trained * 8 / 1e6:.1f} MB of "
+            f"optimizer state, {saved:.1f} MB less than for all; gradients: {saved / 2:.1f} MB less"
+        )
     runtime.say(f"device    {where}, {str(runtime.dtype).removeprefix('torch.')} (--dtype {cfg.dtype})")
     rows, T = len(run.data.train_rows), run.data.train.T
     runtime.say(

@@ -1,0 +1,77 @@
+"""Stage 5: preferences. The chat model learns which of two answers people like better.
+
+reads    out/full_sft_<dim>[_moe].pth (else lora, else pretrain; or --init_from), dataset/dpo.jsonl (data_process.py
+         dpo), or raw files of any schema that it knows
+writes   out/dpo_<dim>[_moe].pth   the aligned model, with a .json that describes it and a .jsonl log
+
+    python 5-dpo_train.py --data_path dataset/dpo.jsonl
+    python 5-dpo_train.py --loss simpo                    also: sigmoid (DPO, the default), ipo, orpo
+    python 5-dpo_train.py --use_lora --rank 16            trains an adapter only, and merges it
+
+The reference's log-probs are computed once and kept in out/cache, so only one model is in memory. In the log: margin is
+how much more reward the chosen answers earn than the rejected ones, accuracy how often they earn more, prefers how
+often the model finds them the likelier text. Stopped? The same command continues where it was. Next: python 2-eval.py
+"""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import data_process
+from model.batch import collate_pairs
+from model.dataset import DPODataset
+from model.lora import add_lora
+from trainer import args, parallel
+from trainer.chat_stage import adapter_saver, prepared, split, start_from
+from trainer.checkpoint import prepare_out_dir, save_weights
+from trainer.config import PreferenceConfig
+from trainer.loop import fit
+from trainer.preference import REFERENCE_FREE, preference_loss, reference_log_probs
+
+DEFAULTS = {
+    "data_path": "dataset/dpo.jsonl",
+    "learning_rate": 2e-5,
+    "batch_size": 8,
+    "accumulation_steps": 4,
+    "weight_decay": 0.0,
+    "wandb_project": "MiniMind-DPO",
+}
+
+
+def parse(argv):
+    """The command line → PreferenceConfig."""
+    parser = args.make_parser(__doc__)
+    args.add_fields(parser, PreferenceConfig, DEFAULTS)
+    return PreferenceConfig(**args.split(vars(parser.parse_args(argv)), PreferenceConfig)[0])
+
+
+def load_data(cfg, model, tokenizer, runtime):
+    """Packed pairs, with the reference's log-probs where the loss needs them."""
+    cache = Path(cfg.out_dir) / "cache"
+    file = prepared("dpo", cfg, data_process.clean_file)
+    dataset = DPODataset(file, model.cfg.max_seq_len, tokenizer, cache)
+    if cfg.loss not in REFERENCE_FREE:
+        dataset.reference = reference_log_probs(model, dataset, runtime, cfg.batch_size, cache)
+        runtime.say(
+            "start     the model is still its own reference: margin 0, accuracy 50 %, and for DPO loss ln 2 = 0.693"
+        )
+    return split(dataset, cfg, runtime, collate=collate_pairs)
+
+
+def main(argv=None):
+    cfg = parse(argv)
+    prepare_out_dir(cfg.out_dir)
+    with parallel.joined(cfg) as runtime:
+        torch.manual_seed(cfg.seed)
+        model, tokenizer = start_from(cfg, ["full_sft", "lora", "pretrain"], runtime)
+        with parallel.main_first(runtime):
+            data = load_data(cfg, model, tokenizer, runtime)
+        if cfg.use_lora:
+            add_lora(model, cfg)
+        save = adapter_saver(cfg) if cfg.use_lora else save_weights
+        fit(model, runtime, cfg, "dpo", tokenizer, data, partial(preference_loss, cfg=cfg), save)
+
+
+if __name__ == "__main__":
+    args.run(main)

@@ -1,0 +1,107 @@
+"""Files of ids: finding them, opening them without reading them, and tables that are made once and then mapped."""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+SCAN = 1 << 24  # ids looked at at once while documents are found: 32 MB
+
+
+def bin_files(path):
+    """The .bin files at `path`: itself, or the shards of a folder in name order (validation parts left out)."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(f for f in path.glob("*.bin") if not f.stem.endswith("_val"))
+        if not files:
+            raise FileNotFoundError(f"no .bin files in folder {path}; make one with: python data_process.py pretrain")
+        return files
+    if not path.is_file():
+        raise FileNotFoundError(f"no data at {path}; make it with: python data_process.py pretrain --output {path}")
+    return [path]
+
+
+def read_sidecar(file):
+    """What the .json beside a .bin says; {} for a .bin without one (MiniMind's own)."""
+    sidecar = file.with_suffix(".json")
+    try:
+        return json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    except ValueError as error:
+        raise ValueError(
+            f"{sidecar} is not whole ({error}); make {file} again with data_process.py pretrain"
+        ) from error
+
+
+def tokenizer_of(path):
+    """The tokenizer folder that the data at `path` was made with, if its .json names one that still exists."""
+    file = Path(path)
+    if file.is_dir():
+        file = next(iter(sorted(file.glob("*.bin"))), file)
+    folder = read_sidecar(file).get("tokenizer") if file.suffix == ".bin" else None
+    return folder if folder and Path(folder, "tokenizer.json").is_file() else None
+
+
+def open_ids(file):
+    """The ids of a .bin: (n,) uint16, memory-mapped. ValueError for a file that cannot be one."""
+    size = file.stat().st_size
+    if size == 0 or size % 2:
+        what = "is empty" if size == 0 else f"has {size} bytes, an odd number: it is cut off, or not uint16 ids"
+        raise ValueError(f"{file} {what}; make it again with: python data_process.py pretrain --output {file}")
+    return np.memmap(file, dtype=np.uint16, mode="r")
+
+
+def find_documents(ids, bos_id, vocab_size, name):
+    """Where documents begin (each at a BOS) and their lengths: two (n,) int64 arrays.
+
+    Raises:
+        ValueError: an id outside the vocabulary; on a GPU it would be an assertion without a name.
+    """
+    starts = []
+    for at in range(0, len(ids), SCAN):
+        part = ids[at : at + SCAN]
+        if int(part.max()) >= vocab_size:
+            where = int(np.argmax(part >= vocab_size))
+            raise ValueError(
+                f"{name} holds id {int(part[where])} at position {at + where}, but the model has vocab_size "
+                f"{vocab_size}; use the tokenizer the file was made with, or set --vocab_size"
+            )
+        starts.append(np.flatnonzero(part == bos_id).astype(np.int64) + at)
+    starts = np.concatenate(starts)
+    if len(starts) == 0 or starts[0] != 0:
+        starts = np.concatenate([[0], starts])
+    return starts, np.diff(np.append(starts, len(ids)))
+
+
+def fingerprint(arrays):
+    """16 hex digits that change when an array's size or content does; 64 samples of each are read."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(str(len(array)).encode())
+        for at in np.linspace(0, max(0, len(array) - 4096), 64, dtype=np.int64):
+            digest.update(array[at : at + 4096].tobytes())
+    return digest.hexdigest()[:16]
+
+
+def mapped(cache_dir, key, names, make):
+    """Arrays that are made once, kept in `cache_dir` as <key>_<name>.npy, and memory-mapped.
+
+    Args:
+        names: one per array.
+        make: () → the arrays, called when a file is missing.
+    Returns:
+        list of memory-mapped arrays.
+    """
+    cache_dir = Path(cache_dir)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    files = [cache_dir / f"{key}_{name}.npy" for name in names]
+    if not all(file.is_file() for file in files):
+        for file, array in zip(files, make(), strict=True):
+            with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".tmp", delete=False) as f:
+                np.save(f, array)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(f.name, file)
+    return [np.load(file, mmap_mode="r") for file in files]

@@ -1,0 +1,188 @@
+"""Low-rank adaptation: W stays frozen, W + scale · B A is used, and only the two thin matrices A and B are trained.
+
+Source: Hu et al. 2021, arXiv:2106.09685. Adapters are stored in PEFT's format, so that `peft` loads them onto the
+exported stock model.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.huggingface import from_stock, own_name, stock_name, to_stock
+from model.LMConfig import knob
+
+PREFIX = "base_model.model."  # PEFT's name for "inside the wrapped model"
+
+
+@dataclass
+class Adapter:
+    """The shape of an adapter."""
+
+    rank: int = knob(8, "LoRA: width of the thin matrices")
+    alpha: float = knob(16.0, "LoRA: the update counts alpha / rank times")
+    lora_dropout: float = knob(0.0, "LoRA: share of its input zeroed in training")
+    targets: str = knob("wq,wk,wv,wo,w1,w2,w3", "LoRA: names of the Linear layers to adapt, by their last part")
+    rslora: bool = knob(False, "LoRA: alpha / sqrt(rank) instead, so that large ranks learn as well as small ones")
+
+    def __post_init__(self):
+        if self.rank < 1 or not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"--rank is {self.rank}, --lora_dropout {self.lora_dropout}; need at least 1, and [0, 1)")
+
+    @property
+    def scale(self):
+        """What B A is multiplied by. rsLoRA: Kalajdzievski 2023, arXiv:2312.03732."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    @property
+    def names(self):
+        """The target names as a set."""
+        return {name.strip() for name in self.targets.split(",") if name.strip()}
+
+
+class LoRALinear(nn.Module):
+    """A Linear layer with an adapter beside it; `weight` is the layer's own, so the names in a state dict stay."""
+
+    def __init__(self, linear, adapter):
+        super().__init__()
+        self.weight, self.scale, self.dropout = linear.weight, adapter.scale, adapter.lora_dropout
+        rows, columns = linear.weight.shape
+        new = {"device": linear.weight.device, "dtype": torch.float32}
+        self.lora_A = nn.Parameter(torch.empty(adapter.rank, columns, **new))
+        self.lora_B = nn.Parameter(torch.zeros(rows, adapter.rank, **new))  # B A = 0: training starts from the base
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x):
+        """(…, in) → (…, out)."""
+        thin = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)
+        return F.linear(x, self.weight) + self.scale * F.linear(thin, self.lora_B)
+
+    @torch.no_grad()
+    def merged(self):
+        """(out, in) W + scale · B A, in fp32."""
+        return self.weight.float() + self.scale * (self.lora_B.float() @ self.lora_A.float())
+
+
+def adapted(model):
+    """{name: LoRALinear} of a model."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+def add_lora(model, adapter):
+    """Puts an adapter beside every target layer of `model` and freezes everything else; returns the model.
+
+    Raises:
+        ValueError: a target that no Linear layer has, or the output layer, which shares its matrix with the embedding.
+    """
+    if "output" in adapter.names:
+        raise ValueError("--targets output: it is the embedding too, and merging would move both; leave it out")
+    if adapted(model):
+        raise ValueError("the model has an adapter already; merge or remove it first")
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "output"}
+    there = {name.rpartition(".")[2] for name in linears}
+    if unknown := adapter.names - there:
+        raise ValueError(f"--targets {','.join(sorted(unknown))}: no such layer; there are {', '.join(sorted(there))}")
+    model.requires_grad_(False)
+    for name, linear in linears.items():
+        parent, _, last = name.rpartition(".")
+        if last in adapter.names:
+            setattr(model.get_submodule(parent), last, LoRALinear(linear, adapter))
+    return model
+
+
+def remove_lora(model):
+    """Takes the adapters out again; what is left is the base, bit for bit."""
+    for name, module in adapted(model).items():
+        parent, _, last = name.rpartition(".")
+        rows, columns = module.weight.shape
+        linear = nn.Linear(columns, rows, bias=False, device="meta")
+        linear.weight = module.weight
+        setattr(model.get_submodule(parent), last, linear)
+    return model
+
+
+def merged_state(model):
+    """The state dict that a model without adapters would need to give the same logits."""
+    state = {n: t for n, t in model.state_dict().items() if not n.endswith((".lora_A", ".lora_B"))}
+    return state | {f"{name}.weight": module.merged() for name, module in adapted(model).items()}
+
+
+def peft_tensors(model):
+    """The adapter as `peft` names and lays it out: {name: tensor}."""
+    tensors = {}
+    for name, module in adapted(model).items():
+        theirs = PREFIX + stock_name(name)
+        tensors[f"{theirs}.lora_A.weight"] = module.lora_A.detach().float().cpu().contiguous()
+        tensors[f"{theirs}.lora_B.weight"] = (
+            to_stock(name, module.lora_B.detach().float(), model.cfg).cpu().contiguous()
+        )
+    return tensors
+
+
+def peft_config(adapter, model, base):
+    """The content of adapter_config.json.
+
+    Args:
+        base: name or path of the model that the adapter belongs to.
+    """
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.lora_dropout,
+        "use_rslora": adapter.rslora,
+        "target_modules": sorted({stock_name(name).rpartition(".")[2] for name in adapted(model)}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+
+
+def load_adapter(model, folder):
+    """Puts the adapter of a PEFT folder onto `model`, replacing one that is there; returns its adapter_config.
+
+    Raises:
+        FileNotFoundError, ValueError: not there, or made for another shape; the model is left without an adapter.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    if not config_file.is_file() or not weights_file.is_file():
+        raise FileNotFoundError(f"no adapter in {folder}; make one with: python 4-lora_sft.py")
+    remove_lora(model)
+    try:
+        config, stored = json.loads(config_file.read_text(encoding="utf-8")), load_file(weights_file)
+        pairs = {}
+        for key, tensor in stored.items():
+            name, part = key.removeprefix(PREFIX).removesuffix(".weight").rsplit(".", 1)
+            pairs.setdefault(own_name(name), {})[part] = tensor
+        adapter = Adapter(
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            rslora=bool(config.get("use_rslora")),
+            targets=",".join({name.rpartition(".")[2] for name in pairs}),
+        )
+    except (SafetensorError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{folder} is not a LoRA adapter for this kind of model ({error!r})") from error
+    layers = adapted(add_lora(model, adapter))
+    fits = layers.keys() == pairs.keys() and all(
+        pairs[n]["lora_A"].shape == m.lora_A.shape and pairs[n]["lora_B"].shape == m.lora_B.shape
+        for n, m in layers.items()
+    )
+    if not fits:
+        remove_lora(model)
+        raise ValueError(f"{folder} was made for a model of another shape; choose the model it was trained on")
+    with torch.no_grad():
+        for name, module in layers.items():
+            module.lora_A.copy_(pairs[name]["lora_A"])
+            module.lora_B.copy_(from_stock(name, pairs[name]["lora_B"], model.cfg))
+    model.eval()
+    return config

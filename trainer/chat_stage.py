@@ -1,0 +1,89 @@
+"""What the stages after pretraining share: the checkpoint they start from, and conversations to train on."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import save as to_safetensors
+
+from model.dataset import Mixed, split_rows
+from model.lora import adapted, merged_state, peft_config, peft_tensors
+from trainer import checkpoint
+from trainer.run import Data
+
+
+def start_from(cfg, stages, runtime):
+    """The model a stage begins with → (Transformer, ChatTokenizer); cfg.init_from then names its file.
+
+    Args:
+        cfg: a ChatConfig; init_from, tokenizer and max_seq_len may be unset.
+        stages: without init_from, the newest checkpoint of the first of these that has one.
+    """
+    cfg.init_from = str(cfg.init_from or checkpoint.latest_stage(cfg.out_dir, stages))
+    longer = {"max_seq_len": cfg.max_seq_len} if cfg.max_seq_len else {}
+    model, tokenizer, about = checkpoint.open_checkpoint(cfg.init_from, "cpu", cfg.tokenizer, **longer)
+    runtime.say(f"from      {cfg.init_from} ({about.get('stage', 'no description beside it')})")
+    return model, tokenizer
+
+
+def split(dataset, cfg, runtime, **more):
+    """A data set → Data, with cfg.val_fraction of its rows held out; says how many records it holds."""
+    counted = ", ".join(f"{count:,} {what}" for what, count in dataset.counts.items() if count)
+    runtime.say(f"records   {counted} (rows of {dataset.T})")
+    train_rows, val_rows = split_rows(len(dataset), cfg.val_fraction, cfg.seed)
+    return Data(dataset, train_rows, dataset if len(val_rows) else None, val_rows, **more)
+
+
+def adapter_folder(path):
+    """Where the adapter of a merged checkpoint lies: beside it, under its name."""
+    return path.with_suffix("")
+
+
+def adapter_saver(cfg):
+    """The save_weights of a LoRA run: the merged .pth, and beside it the adapter in PEFT's format."""
+    return partial(save_adapter, cfg)
+
+
+def save_adapter(cfg, path, model, description):
+    """Writes <path without .pth>/adapter_model.safetensors and adapter_config.json, then the merged weights."""
+    folder = adapter_folder(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = to_safetensors(peft_tensors(model), metadata={"format": "pt"})
+    checkpoint.write_atomically(folder / "adapter_model.safetensors", lambda f: f.write(tensors))
+    checkpoint.save_json(folder / "adapter_config.json", peft_config(cfg, model, cfg.init_from))
+    lora = {"base": cfg.init_from, "rank": cfg.rank, "alpha": cfg.alpha, "layers": len(adapted(model))}
+    checkpoint.save_weights(path, model, {**description, "lora": lora}, merged_state(model))
+
+
+def replayed(data, old, share, seed):
+    """Data with rows of pretraining text among the training rows, against forgetting.
+
+    Args:
+        data: Data of the stage.
+        old: a PretrainDataset with the same T.
+        share: of all training rows, those that are old.
+    """
+    wanted = round(len(data.train_rows) * share / (1 - share))
+    drawn = np.random.default_rng(seed).permutation(len(old))[:wanted]
+    train = Mixed(data.train, old)
+    rows = np.concatenate([data.train_rows, len(data.train) + np.sort(drawn)])
+    return dataclasses.replace(data, train=train, train_rows=rows), len(drawn)
+
+
+def prepared(kind, cfg, clean):
+    """The data of cfg.data_path in the one form, as a file in out_dir/cache that is made once.
+
+    Args:
+        kind: 'sft' or 'dpo'.
+        clean: (kind, path, output) → writes the file; see data_process.py.
+    """
+    path = Path(cfg.data_path)
+    if not path.exists():
+        raise FileNotFoundError(f"no data at {path}; make it with: python data_process.py {kind} --output {path}")
+    files = [path, *path.glob("**/*")] if path.is_dir() else [path]
+    changed = max(f.stat().st_mtime_ns for f in files)
+    file = Path(cfg.out_dir, "cache", f"{path.stem}_{kind}_{changed}.jsonl")
+    if not file.is_file():
+        clean(kind, path, file)
+    return file
