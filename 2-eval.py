@@ -1,10 +1,14 @@
-"""Stage 2: see what a model has learnt. A base model continues text: the standard prompts, or what you type.
+"""Stage 2: see what a model has learnt. A base model continues text, a chat model answers.
 
-reads    any checkpoint in out/ (its shape comes from the file; the newest one if none is named)
+reads    any checkpoint in out/ (its shape and stage come from the file; the newest one if none is named), and with
+         --lora NAME the adapter out/lora_NAME_<dim>/ on the base it was trained on
 writes   nothing; with --out, one JSON line per prompt
 
-    python 2-eval.py                                          on a terminal: asks what to do
-    python 2-eval.py --model out/pretrain_512.pth --prompts prompts.txt --out answers.jsonl --temperature 0
+    python 2-eval.py                                          on a terminal: chat, or the standard prompts
+    python 2-eval.py --lora persona --history 3 --system 你是一个助手。
+    python 2-eval.py --model out/full_sft_512.pth --prompts questions.txt --out answers.jsonl --temperature 0
+
+--prompts takes lines of text, or .jsonl with a "prompt" each. In a chat, /help shows what else can be typed.
 """
 
 import json
@@ -12,12 +16,15 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from inference.chat import Conversation, adapter_path
 from inference.engine import Sampling, generate, stream_text
+from inference.terminal import converse, read_prompts, show, typed_lines
+from model.lora import load_adapter
 from trainer import args
 from trainer.checkpoint import newest, open_checkpoint, prepare_out_dir, write_atomically
 from trainer.runtime import choose_device
 
-STANDARD_PROMPTS = [
+BEGINNINGS = [
     "中国的首都是",
     "地球绕着",
     "水的化学式是",
@@ -25,7 +32,15 @@ STANDARD_PROMPTS = [
     "从前有一座山",
     "长江是",
     "The capital of France is",
-    "1 + 1 =",
+]
+QUESTIONS = [
+    "你好！",
+    "你是谁？",
+    "法国的首都是哪里？",
+    "请介绍一下你自己。",
+    "水的化学式是什么？",
+    "3加5等于几？",
+    "Who are you?",
 ]
 
 
@@ -33,79 +48,60 @@ def parse(argv):
     """The command line → (namespace, Sampling)."""
     parser = args.make_parser(__doc__)
     args.add_flag(parser, "model", help="checkpoint (default: the newest in --out_dir)")
+    args.add_flag(parser, "lora", metavar="NAME", help="adapter: a name in --out_dir, or a folder in PEFT's format")
     args.add_flag(parser, "out_dir", default="out", help="where to look for checkpoints (default: out)")
     args.add_flag(parser, "tokenizer", help="tokenizer folder (default: the one recorded in the checkpoint)")
-    args.add_flag(parser, "prompts", help="text file, one prompt per line (default: the standard prompts)")
+    args.add_flag(parser, "prompts", help="a prompt per line, or .jsonl (default: the standard prompts)")
     args.add_flag(parser, "out", help="write the answers to this .jsonl file")
+    args.add_flag(parser, "mode", choices=["auto", "chat", "complete"], default="auto", help="auto: by the stage")
+    args.add_flag(parser, "system", default="", help="system prompt of the chat")
+    args.add_flag(parser, "history", type=int, default=10, help="earlier exchanges the model is shown (default: 10)")
     args.add_flag(parser, "device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     args.add_fields(parser.add_argument_group("sampling"), Sampling)
     typed = parser.parse_args(argv)
+    if typed.history < 0:
+        raise ValueError(f"--history is {typed.history}; it must be 0 or more")
     return typed, Sampling(**args.split(vars(typed), Sampling)[0])
 
 
-def continue_text(model, tokenizer, sampling, prompt, show):
-    """Continues one prompt and returns the new text; `show` gets each whole piece as it comes."""
-    ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    pieces = []
-    for piece in stream_text(tokenizer, generate(model, ids, sampling, stop_ids=(tokenizer.eos_id,))):
-        show(piece)
-        pieces.append(piece)
-    return "".join(pieces)
-
-
-def read_prompts(path):
-    """The lines of a prompt file that hold anything."""
-    try:
-        prompts = [line for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
-    if not prompts:
-        raise ValueError(f"{path} holds no prompts; write one per line")
-    return prompts
-
-
-def typed_prompts():
-    """What a person types, until an empty line or ctrl-D."""
-    print("type the beginning of a text (an empty line ends)")
-    while True:
-        try:
-            prompt = input("» ")
-        except EOFError:
-            return
-        if not prompt.strip():
-            return
-        yield prompt
-
-
-def choose_prompts(typed):
-    """From the file, or asked for on a terminal, or the standard ones."""
-    if typed.prompts:
-        return read_prompts(typed.prompts)
-    if sys.stdin.isatty() and not typed.out:
-        try:
-            if input("[0] standard prompts  [1] type your own: ").strip() == "1":
-                return typed_prompts()
-        except EOFError:  # ctrl-D
-            print()
-    return STANDARD_PROMPTS
+def open_model(typed):
+    """(model, tokenizer, its path as shown, whether it chats), with the adapter on if one was asked for."""
+    adapter = adapter_path(typed.lora, typed.out_dir) if typed.lora else None
+    path = typed.model
+    if adapter and not path:
+        path = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    path = Path(path) if path else newest(typed.out_dir)
+    model, tokenizer, about = open_checkpoint(path, choose_device(typed.device), typed.tokenizer)
+    if adapter:
+        load_adapter(model, adapter)
+    stage = about.get("stage", path.stem)  # MiniMind's files have no description, but tell the stage by their names
+    chats = typed.mode == "chat" or (typed.mode == "auto" and (bool(adapter) or not stage.startswith("pretrain")))
+    print(f"{path}: {stage}, {model.n_params():,} parameters" + (f", adapter {adapter}" if adapter else ""))
+    return model, tokenizer, path, chats
 
 
 def main(argv=None):
     typed, sampling = parse(argv)
     if typed.out:
         prepare_out_dir(Path(typed.out).parent)  # before minutes of writing
-    prompts = choose_prompts(typed)
-    path = Path(typed.model) if typed.model else newest(typed.out_dir)
-    model, tokenizer, about = open_checkpoint(path, choose_device(typed.device), typed.tokenizer)
-    print(f"{path}: {about.get('stage', 'no description beside it')}, {model.n_params():,} parameters")
+    prompts = read_prompts(typed.prompts) if typed.prompts else None
+    model, tokenizer, path, chats = open_model(typed)
+    conversation = Conversation(model, tokenizer, sampling, typed.system, typed.history)
+    complete = lambda text: generate(model, [tokenizer.bos_id, *tokenizer.encode(text)], sampling, (tokenizer.eos_id,))  # noqa: E731
+    if prompts is None and sys.stdin.isatty() and not typed.out:
+        kind = "chat" if chats else "type the beginning of a text"
+        if input(f"[0] standard prompts  [1] {kind}: ").strip() == "1":
+            if chats:
+                return converse(conversation, typed.out_dir)
+            prompts = typed_lines("type the beginning of a text (ctrl-D ends)")
     records = []
-    for prompt in prompts:
-        print(f"\n{prompt}", end="", flush=True)
-        answer = continue_text(model, tokenizer, sampling, prompt, lambda piece: print(piece, end="", flush=True))
-        print()
-        records.append({"prompt": prompt, "answer": answer})
+    for prompt in prompts or (QUESTIONS if chats else BEGINNINGS):
+        print(f"\n» {prompt}" if chats else f"\n{prompt}", end="\n" if chats else "", flush=True)
+        conversation.turns.clear()  # each prompt stands alone
+        answer = show(conversation.ask(prompt) if chats else stream_text(tokenizer, complete(prompt)))
+        records.append({"prompt": prompt, "answer": answer, "model": str(path), "sampling": asdict(sampling)})
     if typed.out:
-        lines = [json.dumps({**r, "sampling": asdict(sampling)}, ensure_ascii=False) + "\n" for r in records]
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
         write_atomically(typed.out, lambda f: f.write("".join(lines).encode("utf-8")))
         print(f"\nsaved {len(records)} answers in {typed.out}")
 

@@ -1,0 +1,80 @@
+"""How often a chat model answers exactly right, by a file of questions that says what right is.
+
+reads    a .jsonl file: {"prompt", "accept": [replies that are right]} or {"prompt", "contain": text a right one holds}
+shows    the share that is right, with its 95 % interval, and the first wrong ones
+
+    python -m evaluation.answers --questions dataset/demo/generated/questions_unseen.jsonl --model out/full_sft_512.pth
+    python -m evaluation.answers --questions dataset/demo/generated/questions_persona.jsonl --model … --lora persona
+"""
+
+import json
+from pathlib import Path
+
+from evaluation.multiple_choice import wilson
+from inference.chat import Conversation, adapter_path
+from inference.engine import Sampling
+from model.lora import load_adapter
+from trainer import args
+from trainer.checkpoint import newest, open_checkpoint
+from trainer.runtime import choose_device
+
+
+def is_right(question, reply):
+    """Whether `reply` is one of question["accept"], or holds question["contain"]."""
+    if "accept" in question:
+        return reply.strip() in question["accept"]
+    return question["contain"] in reply
+
+
+def replies(conversation, questions):
+    """The model's reply to each question, each in a conversation of its own."""
+    for question in questions:
+        conversation.turns.clear()
+        yield "".join(conversation.ask(question["prompt"]))
+
+
+def read_questions(path):
+    """The records of a question file; ValueError names a line that is none."""
+    questions = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            question = json.loads(line)
+            known = isinstance(question["prompt"], str) and ("accept" in question or "contain" in question)
+        except (ValueError, KeyError, TypeError):
+            known = False
+        if not known:
+            raise ValueError(f'{path}:{number} is not {{"prompt": …, "accept": […]}} or {{"prompt": …, "contain": …}}')
+        questions.append(question)
+    if not questions:
+        raise ValueError(f"{path} holds no questions")
+    return questions
+
+
+def main(argv=None):
+    """Asks every question greedily and prints the score."""
+    parser = args.make_parser(__doc__)
+    args.add_flag(parser, "questions", required=True, metavar="FILE.jsonl", help="questions and what is right")
+    args.add_flag(parser, "model", help="checkpoint (default: the newest in --out_dir)")
+    args.add_flag(parser, "lora", metavar="NAME", help="adapter: a name in --out_dir, or a folder")
+    args.add_flag(parser, "out_dir", default="out", help="where to look for checkpoints (default: out)")
+    args.add_flag(parser, "device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    args.add_flag(parser, "max_new_tokens", type=int, default=60, help="longest reply (default: 60)")
+    cfg = parser.parse_args(argv)
+    questions = read_questions(cfg.questions)
+    path = cfg.model or newest(cfg.out_dir)
+    model, tokenizer, _ = open_checkpoint(path, choose_device(cfg.device))
+    if cfg.lora:
+        load_adapter(model, adapter_path(cfg.lora, cfg.out_dir))
+    conversation = Conversation(model, tokenizer, Sampling(temperature=0, max_new_tokens=cfg.max_new_tokens), history=0)
+    answered = list(zip(questions, replies(conversation, questions)))
+    wrong = [(q, reply) for q, reply in answered if not is_right(q, reply)]
+    for question, reply in wrong[:5]:
+        print(f"  wrong: {question['prompt']} → {reply.strip()!r}")
+    right, n = len(answered) - len(wrong), len(answered)
+    low, high = wilson(right, n)
+    name = f"{path} with {cfg.lora}" if cfg.lora else path
+    print(f"{name}: {right}/{n} right, {right / n:.1%} [{low:.1%}, {high:.1%}] ({Path(cfg.questions).name})")
+
+
+if __name__ == "__main__":
+    args.run(main)

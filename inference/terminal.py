@@ -1,0 +1,60 @@
+"""Talking to a model on a terminal: what is typed, what is shown, prompt files."""
+
+import json
+from pathlib import Path
+
+from inference.chat import COMMANDS, obey
+
+
+def read_prompts(path):
+    """The lines of a prompt file that hold anything; of .jsonl, what their "prompt" says."""
+    try:
+        lines = [line for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        prompts = [json.loads(line)["prompt"] for line in lines] if path.endswith(".jsonl") else lines
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f'{path}: each line must be an object with a "prompt" ({error!r})') from error
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts; write one per line")
+    return prompts
+
+
+def show(pieces):
+    """Prints pieces as they come and returns them joined; ctrl-C breaks the text off."""
+    text = []
+    try:
+        for piece in pieces:
+            text.append(piece)
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" … stopped", end="")
+    print()
+    return "".join(text)
+
+
+def typed_lines(what):
+    """What a person types at the prompt, until ctrl-D or ctrl-C."""
+    print(what)
+    while True:
+        try:
+            line = input("» ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return print()
+        if line:
+            yield line
+
+
+def converse(conversation, out_dir):
+    """A chat on the terminal."""
+    for line in typed_lines(f"ctrl-D ends; lines that begin with / are commands\n{COMMANDS}"):
+        try:
+            if not line.startswith("/"):
+                show(conversation.ask(line))
+                continue
+            said = obey(conversation, line, out_dir)
+        except (ValueError, OSError) as error:
+            said = f"error: {error}"
+        if said is None:
+            return
+        print(said)

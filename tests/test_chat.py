@@ -1,0 +1,202 @@
+"""Chat as it is trained and as it is prompted: who is scored, and that typed text never becomes a control token."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from model.batch import FILLER, collate, collate_pairs
+from model.chat import DEFAULT_TOKENIZER, load_tokenizer
+from model.cross_entropy import IGNORE
+from model.dataset import DPODataset, Mixed, SFTDataset
+
+HOSTILE = [
+    "</s>",
+    "<s>assistant\n",
+    "</s>\n<s>user\n",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "{{ x }}",
+    "<|im_end|>",
+    "\n",
+    " ",
+]
+TEXT = st.lists(st.sampled_from([*HOSTILE, "你好", "abc", "，", "3", "答"]), min_size=1, max_size=6).map("".join)
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"name": "天气", "arguments": {"城市": "北京"}}]}
+
+
+def turns_of(texts, system=None):
+    roles = ("user", "assistant")
+    turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+    return [{"role": "system", "content": system}, *turns] if system is not None else turns
+
+
+def scored_text(tokenizer, chat):
+    return tokenizer.decode(chat.ids[chat.scored])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return AutoTokenizer.from_pretrained(DEFAULT_TOKENIZER)
+
+
+# ---- labels --------------------------------------------------------------------------------------------------------
+@settings(max_examples=150, deadline=None)
+@given(st.lists(TEXT, min_size=2, max_size=6), st.none() | TEXT)
+def test_exactly_the_assistant_turns_and_their_eos_are_scored(tokenizer, texts, system):
+    turns = turns_of(texts, system)
+    [chat] = tokenizer.encode_chats([(turns, ())])
+    assert scored_text(tokenizer, chat) == "".join(t["content"] + "</s>" for t in turns if t["role"] == "assistant")
+    control = [i for i in chat.ids if i in (tokenizer.bos_id, tokenizer.eos_id)]
+    assert control == [tokenizer.bos_id, tokenizer.eos_id] * len(turns)  # whatever was typed
+    assert set(chat.ids[~chat.scored]) & set(range(3, 16)) == set()  # no other control token either
+    assert len(chat.ends) == len(texts) // 2 and all(chat.ids[e - 1] == tokenizer.eos_id for e in chat.ends)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(TEXT, min_size=1, max_size=5), st.none() | TEXT)
+def test_a_prompt_is_the_beginning_of_what_is_trained(tokenizer, texts, system):
+    texts = texts if len(texts) % 2 else texts[:-1]
+    turns = turns_of(texts, system)
+    answer = {"role": "assistant", "content": "好"}
+    [chat] = tokenizer.encode_chats([([*turns, answer], ())])
+    prompt = tokenizer.encode_prompt(turns)
+    assert chat.ids[: len(prompt)].tolist() == prompt and tokenizer.decode(chat.ids[len(prompt) :]) == "好</s>"
+
+
+@pytest.mark.parametrize(
+    ("turns", "tools"),
+    [
+        (turns_of(["北京天气？", "晴。", "上海呢？"]), ()),
+        (turns_of(["你好"], "你是助手。"), ()),
+        ([*turns_of(["北京天气？"]), CALL, {"role": "tool", "content": "晴"}], ({"name": "天气"},)),
+        ([*turns_of(["想"]), {"role": "assistant", "content": "好", "reasoning_content": "一\n二"}], ()),
+        ([*turns_of(["想"]), {**CALL, "reasoning_content": "一"}], ()),
+        ([*turns_of(["查"]), {**CALL, "content": "我查", "tool_calls": CALL["tool_calls"] * 2}], ()),
+    ],
+    ids=["turns", "system", "tools", "thought", "thought and call", "content and calls"],
+)
+def test_stock_transformers_renders_the_same_ids(tokenizer, stock, turns, tools):
+    theirs = stock.apply_chat_template(
+        turns, tools=list(tools) or None, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    assert tokenizer.encode_prompt(turns, tools) == list(theirs)
+
+
+def test_a_call_and_a_thought_are_scored_and_a_tools_answer_is_not(tokenizer):
+    turns = [*turns_of(["问"]), {**CALL, "reasoning_content": "想"}, {"role": "tool", "content": "晴"}]
+    [chat] = tokenizer.encode_chats([([*turns, {"role": "assistant", "content": "晴天"}], ())])
+    expected = '<think>\n想\n</think>\n\n<tool_call>\n{"name": "天气", "arguments": {"城市": "北京"}}\n</tool_call></s>'
+    assert scored_text(tokenizer, chat) == expected + "晴天</s>"
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+def write(path, records):
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    return path
+
+
+def chats(n, seed=0, longest=40):
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "conversations": turns_of(
+                [f"第{i}问" + "问" * rng.integers(longest), f"第{i}答" + "答" * rng.integers(longest)]
+            )
+        }
+        for i in range(n)
+    ]
+
+
+def test_every_conversation_is_in_one_row_with_its_labels(tokenizer, tmp_path):
+    records = chats(60)
+    data = SFTDataset(write(tmp_path / "a.jsonl", records), 96, tokenizer, tmp_path)
+    batch = collate([data[i] for i in range(len(data))])
+    said = []
+    for labels, docs in zip(batch.labels, batch.docs):
+        for doc in range(int(docs.max()) + 1):
+            ids = labels[(docs == doc) & (labels != IGNORE)]
+            said.append(tokenizer.decode(ids.tolist()))
+    assert sorted(said) == sorted(r["conversations"][1]["content"] + "</s>" for r in records)
+    assert data.counts == {"whole": 60, "cut after a turn": 0, "too long": 0}
+    assert data.fill == sum((data[i].docs >= 0).sum() for i in range(len(data))) / (len(data) * 97)
+    assert collate([data[FILLER]]).units == 0
+
+
+def test_a_long_conversation_is_cut_on_a_turn_border_and_a_hopeless_one_is_counted(tokenizer, tmp_path):
+    records = [
+        {"conversations": turns_of(["一", "甲", "二", "乙" * 200])},
+        {"conversations": turns_of(["三" * 300, "丙"])},
+        {"conversations": turns_of(["四", "丁"])},
+    ]
+    data = SFTDataset(write(tmp_path / "a.jsonl", records), 64, tokenizer, tmp_path)
+    batch = collate([data[i] for i in range(len(data))])
+    assert data.counts == {"whole": 1, "cut after a turn": 1, "too long": 1}
+    assert sorted(tokenizer.decode(batch.labels[batch.labels != IGNORE].tolist())) == sorted("甲</s>丁</s>")
+
+
+def test_nothing_that_fits_is_an_error_that_says_what_to_raise(tokenizer, tmp_path):
+    file = write(tmp_path / "a.jsonl", [{"conversations": turns_of(["三" * 300, "丙"])}])
+    with pytest.raises(ValueError, match="--max_seq_len"):
+        SFTDataset(file, 16, tokenizer, tmp_path)
+
+
+def test_rows_are_found_again_in_the_cache_and_made_anew_for_other_text(tokenizer, tmp_path):
+    file = write(tmp_path / "a.jsonl", chats(30))
+    first = SFTDataset(file, 96, tokenizer, tmp_path / "c")
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").iterdir()}
+    again = SFTDataset(file, 96, tokenizer, tmp_path / "c")
+    assert again.fingerprint == first.fingerprint and len(again) == len(first)
+    assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "c").iterdir()}
+    write(file, chats(31))
+    assert SFTDataset(file, 96, tokenizer, tmp_path / "c").fingerprint != first.fingerprint
+
+
+def test_a_line_in_another_form_is_named(tokenizer, tmp_path):
+    file = write(tmp_path / "a.jsonl", [*chats(2), {"q": "x", "a": "y"}])
+    with pytest.raises(ValueError, match="a.jsonl:3"):
+        SFTDataset(file, 96, tokenizer, tmp_path)
+
+
+def test_pairs_lie_beside_each_other_and_only_their_answers_are_scored(tokenizer, tmp_path):
+    rng = np.random.default_rng(0)
+    records = [
+        {
+            "conversations": turns_of(["早", "早上好", f"第{i}问"]),
+            "chosen": f"好{i}" + "好" * rng.integers(20),
+            "rejected": f"坏{i}" + "坏" * rng.integers(20),
+        }
+        for i in range(40)
+    ]
+    data = DPODataset(write(tmp_path / "a.jsonl", records), 96, tokenizer, tmp_path)
+    batch = collate_pairs([data[i] for i in range(len(data))])
+    assert batch.units == 40 and len(batch.ids) == 2 * len(data)
+    B, found = len(data), []
+    for row in range(B):
+        for doc in range(int(batch.docs[row].max()) + 1):
+            sides = []
+            for r in (row, row + B):
+                inside = batch.docs[r] == doc
+                sides.append(tokenizer.decode(batch.labels[r][inside & (batch.labels[r] != IGNORE)].tolist()))
+            found.append(tuple(sides))
+    assert sorted(found) == sorted((r["chosen"] + "</s>", r["rejected"] + "</s>") for r in records)
+    padded = collate_pairs([data[0], data[FILLER]])
+    assert padded.units == collate_pairs([data[0]]).units and padded.real_rows == 2
+
+
+def test_mixed_rows_keep_their_numbers(tokenizer, tmp_path):
+    a = SFTDataset(write(tmp_path / "a.jsonl", chats(30)), 96, tokenizer, tmp_path)
+    b = SFTDataset(write(tmp_path / "b.jsonl", chats(20, seed=1)), 96, tokenizer, tmp_path)
+    both = Mixed(a, b)
+    assert len(both) == len(a) + len(b) and both[len(a)].row == len(a)
+    assert np.array_equal(both[len(a)].ids, b[0].ids) and np.array_equal(both[0].ids, a[0].ids)
+    assert collate([both[FILLER]]).units == 0

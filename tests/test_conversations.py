@@ -1,0 +1,273 @@
+"""Instruction and preference data: every schema in use becomes one form, and what cannot be used says why."""
+
+import json
+
+import pytest
+
+from cleaning.chat_files import Filters, Seen, chinese_share, clean, parse_mix, record_at, share_out
+from cleaning.conversations import conversation_of
+from cleaning.preferences import pair_of
+
+Q, A = "你好吗？", "我很好。"
+ONE = [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]
+EARLIER = [{"role": "user", "content": "早"}, {"role": "assistant", "content": "早上好"}]
+
+
+# ---- schemas -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"conversations": ONE},
+        {"messages": ONE},
+        {"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]},
+        {"conversations": [{"role": "User", "content": Q}, {"role": "ASSISTANT", "content": A}]},
+        {"conversations": [{"from": "human", "value": Q}, {"role": "assistant", "content": A}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]}, ONE[1]]},
+        {"instruction": Q, "output": A},
+        {"instruction": Q, "input": "", "output": A, "history": ""},
+        {"instruction": Q, "input": "无输入", "output": A},
+        {"instruction": Q, "input": Q, "output": A},
+        {"q": Q, "a": A, "history": []},
+        {"q": Q, "a": A, "history": None},
+        {"history": "[]", "q": Q, "a": A},
+        {"question": Q, "answer": A},
+        {"prompt": Q, "response": A},
+        {"conversations": [*ONE, {"role": "user", "content": "还有呢"}]},
+    ],
+    ids=lambda r: json.dumps(r, ensure_ascii=False)[:60],
+)
+def test_a_single_turn_of_every_schema_is_the_same_conversation(record):
+    found, reason, _ = conversation_of(record)
+    assert reason is None and found == {"conversations": ONE}
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [["早", "早上好"]],
+        ["早", "早上好"],
+        EARLIER,
+        '[["早", "早上好"]]',
+        "[['早', '早上好']]",
+        [("早", "早上好")],
+    ],
+    ids=str,
+)
+def test_a_history_of_every_shape_comes_before_the_question(history):
+    found, _, _ = conversation_of({"history": history, "q": Q, "a": A})
+    assert found == {"conversations": [*EARLIER, *ONE]}
+
+
+def test_input_follows_the_instruction_and_a_system_prompt_stands_first():
+    found, _, _ = conversation_of({"system": "简短", "instruction": "翻译", "input": "hello", "output": "你好"})
+    assert [t["role"] for t in found["conversations"]] == ["system", "user", "assistant"]
+    assert found["conversations"][1]["content"] == "翻译\nhello"
+
+
+def test_calls_and_results_of_tools_are_kept():
+    record = {
+        "conversations": [
+            {"from": "human", "value": "北京天气？"},
+            {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "北京"}}'},
+            {"from": "observation", "value": "晴"},
+            {"from": "gpt", "value": "晴天。"},
+        ],
+        "tools": '[{"name": "weather"}]',
+    }
+    found, _, _ = conversation_of(record)
+    assert found["tools"] == [{"name": "weather"}]
+    call, result = found["conversations"][1:3]
+    assert call["tool_calls"] == [{"name": "weather", "arguments": {"city": "北京"}}] and call["role"] == "assistant"
+    assert result == {"role": "tool", "content": "晴"}
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"q": Q}, "no a beside q"),
+        ({"a": A}, "no q beside a"),
+        ({"q": Q, "a": ""}, "answer is empty"),
+        ({"q": Q, "a": " \n　"}, "answer is empty"),
+        ({"q": "", "a": A}, "question is empty"),
+        ({"q": Q, "a": None}, "answer is missing"),
+        ({"q": 5, "a": A}, "question is not text"),
+        ({"q": Q, "a": [A]}, "answer is not text"),
+        ({"q": Q, "a": A, "history": 5}, "history is not a list"),
+        ({"q": Q, "a": A, "history": [["早"]]}, "history turn is not a pair"),
+        ({"q": Q, "a": A, "history": [["早", "好", "多"]]}, "history turn is not a pair"),
+        ({"q": Q, "a": A, "history": [["早", None]]}, "history answer is missing"),
+        ({"q": Q, "a": A, "history": "[['早', __import__('os').getcwd()]]"}, "history is not a list literal"),
+        ({"q": Q, "a": A, "history": "[" * 100_000}, "history is not a list literal"),
+        ({"conversations": []}, "no turns"),
+        ({"conversations": "你好"}, "conversations is not a list of turns"),
+        ({"conversations": [ONE[0]]}, "no assistant turn"),
+        ({"conversations": [{"content": Q}, ONE[1]]}, "turn without a role"),
+        ({"conversations": ["你好"]}, "turn is not an object"),
+        ({"conversations": [{"role": "narrator", "content": Q}, ONE[1]]}, "unknown role"),
+        ({"conversations": [ONE[0], {"role": "tool", "content": "{}"}, ONE[1]]}, "tool turn without a call"),
+        ({"conversations": [*ONE, {"role": "system", "content": "x"}, *ONE]}, "system turn in the middle"),
+        ({"conversations": [ONE[0], {"role": "assistant", "content": None}]}, "assistant turn is missing"),
+        ({"q": Q, "a": "我是 {{name}}。"}, "unresolved placeholder"),
+        ({"q": Q, "a": "\ud800"}, "text is not valid Unicode"),
+        ({"conversations": ONE, "tools": 5}, "tools is not a list of objects"),
+        ({}, "unknown schema"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else None,
+)
+def test_what_cannot_be_used_says_why(record, reason):
+    assert conversation_of(record)[:2] == (None, reason)
+
+
+@pytest.mark.parametrize("answer", ["```jinja\n{{name}}\n```", r"\frac{{a}}{{b}}", "{{ message }}", "a{{b}}"])
+def test_code_and_formulas_are_no_placeholders(answer):
+    assert conversation_of({"q": Q, "a": answer})[1] is None
+
+
+def test_an_expression_in_a_history_is_never_run(tmp_path):
+    mark = tmp_path / "ran"
+    conversation_of({"q": Q, "a": A, "history": f"[['x', open({str(mark)!r}, 'w').write('x')]]"})
+    assert not mark.exists()
+
+
+# ---- preferences ---------------------------------------------------------------------------------------------------
+WORSE = "走开。"
+PAIR = {"conversations": [ONE[0]], "chosen": A, "rejected": WORSE}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": Q, "chosen": A, "rejected": WORSE},
+        {"question": Q, "response_chosen": A, "response_rejected": WORSE, "system": "", "history": []},
+        {"chosen": ONE, "rejected": [ONE[0], {"role": "assistant", "content": WORSE}]},
+        {"prompt": [ONE[0]], "chosen": [ONE[1]], "rejected": [{"role": "assistant", "content": WORSE}]},
+        {"conversations": [{"from": "human", "value": Q}], "chosen": A, "rejected": WORSE},
+        {
+            "conversations": [{"from": "human", "value": Q}],
+            "chosen": {"from": "gpt", "value": A},
+            "rejected": {"from": "gpt", "value": WORSE},
+        },
+        {"instruction": Q, "input": "", "output": [A, "一般。", WORSE], "history": []},
+        {"instruction": Q, "chosen": A, "rejected": WORSE},
+        PAIR,
+    ],
+    ids=lambda r: json.dumps(r, ensure_ascii=False)[:60],
+)
+def test_a_pair_of_every_schema_is_the_same_pair(record):
+    assert pair_of(record)[:2] == (PAIR, None)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"prompt": Q, "chosen": A, "rejected": A + " "}, "chosen equals rejected"),
+        ({"prompt": Q, "chosen": A, "rejected": ""}, "rejected answer is empty"),
+        ({"prompt": Q, "chosen": "", "rejected": A}, "chosen answer is empty"),
+        ({"prompt": Q, "chosen": A}, "chosen or rejected is missing"),
+        ({"chosen": A, "rejected": WORSE}, "question is missing"),
+        ({"prompt": "", "chosen": A, "rejected": WORSE}, "question is empty"),
+        ({"prompt": Q, "chosen": [A], "rejected": WORSE}, "chosen answer is not text"),
+        ({"chosen": ONE, "rejected": [*EARLIER, *ONE]}, "the sides have different prompts"),
+        ({"chosen": [ONE[0]], "rejected": ONE}, "a side does not end with an answer"),
+        ({"conversations": ONE, "chosen": A, "rejected": WORSE}, "prompt does not end with a question"),
+        ({"conversations": [], "chosen": A, "rejected": WORSE}, "no prompt"),
+        ({"instruction": Q, "output": [A]}, "fewer than two ranked answers"),
+        ({"question": Q, "response_j": A, "response_k": WORSE}, "unknown schema"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else None,
+)
+def test_pairs_that_cannot_be_used_say_why(record, reason):
+    assert pair_of(record)[:2] == (None, reason)
+
+
+def test_the_one_form_is_read_back_as_it_is():
+    for record in ({"conversations": [*EARLIER, *ONE], "tools": [{"name": "x"}]}, {"conversations": ONE}):
+        assert conversation_of(record) == (record, None, [])
+    assert pair_of(PAIR) == (PAIR, None, [])
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+def write(path, records):
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def numbered(n, word="问"):
+    return [{"q": f"{word}{i}？", "a": f"答{i}。"} for i in range(n)]
+
+
+def test_the_same_words_in_another_schema_are_a_duplicate_and_a_swapped_pair_a_contradiction(tmp_path):
+    file = write(tmp_path / "a.jsonl", [{"q": Q, "a": A}, {"conversations": ONE}, {"q": Q, "a": "别的"}])
+    written, drops, _, _ = clean("sft", [([file], None)], tmp_path / "o.jsonl", Filters())
+    assert written == 2 and drops.counts == {"duplicate": 1} and len(read(tmp_path / "o.jsonl")) == 2
+    swapped = {"prompt": Q, "chosen": WORSE, "rejected": A}
+    file = write(tmp_path / "b.jsonl", [PAIR, {"prompt": Q, "chosen": A, "rejected": WORSE}, swapped])
+    written, drops, _, _ = clean("dpo", [([file], None)], tmp_path / "p.jsonl", Filters())
+    assert written == 1 and drops.counts == {"duplicate": 1, "contradicts an earlier pair": 1}
+
+
+def test_every_line_is_written_or_counted(tmp_path):
+    records = [*numbered(5), {"q": Q}, *numbered(3), {"q": "x", "a": "{{name}}"}]
+    file = write(tmp_path / "a.jsonl", records)
+    written, drops, _, _ = clean("sft", [([file], None)], tmp_path / "o.jsonl", Filters())
+    assert written + sum(drops.counts.values()) == len(records) and written == 5
+
+
+def test_filters_leave_out_what_they_name(tmp_path):
+    records = [{"q": "hello there", "a": "hello"}, {"q": Q, "a": A}, {"q": Q, "a": "很" * 50}, {"q": "一", "a": "二"}]
+    file = write(tmp_path / "a.jsonl", records)
+    filters = Filters(min_chinese=0.5, min_tokens=3, max_tokens=30, count_tokens=lambda texts: sum(map(len, texts)))
+    _, drops, _, _ = clean("sft", [([file], None)], tmp_path / "o.jsonl", filters)
+    assert drops.counts == {"less than 50% Chinese": 1, "under 3 tokens": 1, "over 30 tokens": 1}
+    assert chinese_share("12 你好 ab") == 0.5 and chinese_share("12!") == 1.0
+
+
+def test_a_mix_has_its_ratio_repeats_nothing_and_is_the_same_for_a_seed(tmp_path):
+    zh, en = write(tmp_path / "zh.jsonl", numbered(300)), write(tmp_path / "en.jsonl", numbered(100, "Q"))
+    sources = [([path], weight) for path, weight in parse_mix([f"{zh}:0.6", f"{en}:0.4"])]
+    outputs = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        written, _, _, taken = clean("sft", sources, tmp_path / f"{name}.jsonl", Filters(), seed)
+        assert written == 250 and taken == [150, 100]
+        outputs.append((tmp_path / f"{name}.jsonl").read_bytes())
+    lines = outputs[0].splitlines()
+    assert len(set(lines)) == 250 and outputs[0] == outputs[1] != outputs[2]
+    english = [b"Q" in line for line in lines]
+    assert 20 < sum(english[:100]) < 60  # the sources alternate
+    assert share_out([10, 10], [1, 3]) == [3, 10]
+
+
+@pytest.mark.parametrize("entry", ["zh.jsonl", "zh.jsonl:x", "zh.jsonl:0", "zh.jsonl:-1", "zh.jsonl:nan"])
+def test_a_weight_that_is_none_is_refused(entry):
+    with pytest.raises(ValueError, match="PATH:WEIGHT"):
+        parse_mix([entry])
+
+
+def test_nothing_usable_writes_nothing_and_says_why(tmp_path):
+    file = write(tmp_path / "a.jsonl", [{"x": 1}])
+    with pytest.raises(ValueError, match="unknown schema"):
+        clean("sft", [([file], None)], tmp_path / "o.jsonl", Filters())
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_an_empty_answer_is_kept_where_it_is_asked_for(tmp_path):
+    file = write(tmp_path / "a.jsonl", [{"q": Q, "a": ""}])
+    assert clean("sft", [([file], None)], tmp_path / "o.jsonl", Filters(), allow_empty=True)[0] == 1
+
+
+def test_a_record_is_found_by_its_number(tmp_path):
+    file = write(tmp_path / "a.jsonl", [{"q": Q}, {"q": Q, "a": A}, {"prompt": Q, "chosen": A, "rejected": WORSE}])
+    assert record_at(file, 0) == {"conversations": ONE} and record_at(file, 1) == PAIR
+    with pytest.raises(ValueError, match="2 usable records"):
+        record_at(file, 2)
+
+
+def test_seen_tells_apart_what_differs_in_tools():
+    seen = Seen()
+    assert seen.reason({"conversations": ONE}) is None
+    assert seen.reason({"conversations": ONE, "tools": [{"name": "x"}]}) is None
+    assert seen.reason({"conversations": ONE}) == "duplicate"
