@@ -13,6 +13,7 @@ import torch
 
 from model.LMConfig import LMConfig
 from model.model import Transformer
+from tests.stages import SCRIPTS, make_base, make_data, run_stage
 from tests.test_training import CPU, ByteVocabulary, Rows, settings
 from trainer.checkpoint import load_file
 from trainer.loop import fit
@@ -30,6 +31,13 @@ def run(out_dir, moe, optimizer, workers):
     cfg = settings(out_dir, max_steps=STEPS, save_interval=2, log_interval=1, optimizer=optimizer, num_workers=workers)
     rows = Rows()
     fit(model, CPU, cfg, "pretrain", ByteVocabulary(), Data(rows, np.arange(len(rows)), rows, np.arange(8)))
+
+
+def run_chat(out_dir, stage, folder):
+    """One start of a later stage's script, with dropout, on the data and base model in `folder`."""
+    torch.set_num_threads(1)
+    flags = ("--max_steps", STEPS, "--save_interval", 2, "--batch_size", 4, "--accumulation_steps", 2)
+    run_stage(stage, folder, folder / "pretrain_32.pth", out_dir, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +62,40 @@ def wait_for_a_step(process, log):
     [(False, "adamw", 0), (False, "muon", 2), (True, "adamw", 2), (True, "muon", 0)],
 )
 def test_killed_at_random_moments_it_ends_bit_equal(tmp_path, processes, moe, optimizer, workers):
-    arguments = (moe, optimizer, workers)
-    name = "pretrain_64_moe" if moe else "pretrain_64"
-    whole = processes.Process(target=run, args=(tmp_path / "whole", *arguments))
+    kill_and_compare(tmp_path, processes, run, (moe, optimizer, workers), "pretrain_64_moe" if moe else "pretrain_64")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", SCRIPTS)
+def test_a_later_stage_that_is_killed_ends_bit_equal(tmp_path, processes, tokenizer_dir, stage):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    make_data(folder)
+    make_base(folder, tokenizer_dir)
+    kill_and_compare(tmp_path, processes, run_chat, (stage, folder), f"{stage}_32")
+
+
+def kill_and_compare(tmp_path, processes, target, arguments, name):
+    """Runs `target` once undisturbed and once killed KILLS times; both must leave the same files.
+
+    Args:
+        target: called as target(out_dir, *arguments) in a process of its own.
+        name: of the checkpoint that it writes, without .pth.
+    """
+    whole = processes.Process(target=target, args=(tmp_path / "whole", *arguments))
     whole.start()
     training = wait_for_a_step(whole, tmp_path / "whole" / f"{name}.jsonl")
     whole.join()
     assert whole.exitcode == 0
     step_time = (time.monotonic() - training) / STEPS
 
-    victim, chance, reached = tmp_path / "killed", random.Random(f"{moe}{optimizer}"), [0]
+    victim, chance, reached = tmp_path / "killed", random.Random(str(arguments[0])), [0]
     log = victim / f"{name}.jsonl"
     for attempt in itertools.count():
         if attempt >= KILLS and max(reached) > 0:  # at least so many kills, and at least one of them after a save
             break
         log.unlink(missing_ok=True)
-        process = processes.Process(target=run, args=(victim, *arguments))
+        process = processes.Process(target=target, args=(victim, *arguments))
         process.start()
         wait_for_a_step(process, log)
         time.sleep(chance.uniform(0, 8) * step_time)
@@ -78,10 +104,10 @@ def test_killed_at_random_moments_it_ends_bit_equal(tmp_path, processes, moe, op
         file = victim / f"{name}_resume.pth"
         reached.append(load_file(file)["progress"]["step"] if file.exists() else 0)
         if reached[-1] > STEPS - 8:  # nearly through: begin a new victim; the kills so far count
-            for file in victim.glob("pretrain*"):
+            for file in victim.glob(f"{name}*.*"):
                 file.unlink()
             reached.append(0)
-    last = processes.Process(target=run, args=(tmp_path / "killed", *arguments))
+    last = processes.Process(target=target, args=(tmp_path / "killed", *arguments))
     last.start()
     last.join()
     assert last.exitcode == 0 and max(reached) > 0, reached
