@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := out/demo
-EXAM := dataset/demo/generated/ceval-exam
+DATA := dataset/demo/generated
 
-.PHONY: help demo demo-short test bench lint format clean-demo
+.PHONY: help demo demo-chat demo-short test bench lint format clean-demo
 help:
 	@grep -E '^#|^[a-z-]+:.*##' Makefile | sed 's/:.*##/  /; s/^# //'
 
@@ -20,22 +20,40 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-demo: $(VENV)/.runtime ## raw text → tokenizer → ids → a model that speaks → its exam, in minutes on a CPU
+demo: $(VENV)/.runtime ## raw text → tokenizer → a model that speaks → its exam → chat, persona, preferences; minutes on a CPU
 	$(BIN)/python data_process.py demo
-	$(BIN)/python train_tokenizer.py --data_path dataset/demo/generated/pretrain.jsonl --vocab_size 6400 --out_dir $(DEMO)/tokenizer
-	$(BIN)/python data_process.py pretrain --input dataset/demo/generated/pretrain.jsonl --output $(DEMO)/pretrain.bin --tokenizer $(DEMO)/tokenizer
+	$(BIN)/python train_tokenizer.py --data_path $(DATA)/pretrain.jsonl --vocab_size 6400 --out_dir $(DEMO)/tokenizer
+	$(BIN)/python data_process.py pretrain --input $(DATA)/pretrain.jsonl --output $(DEMO)/pretrain.bin --tokenizer $(DEMO)/tokenizer
 	$(BIN)/python 1-pretrain.py --data_path $(DEMO)/pretrain.bin --out_dir $(DEMO) $(DEMO_FLAGS)
 	$(BIN)/python 2-eval.py --out_dir $(DEMO) --temperature 0 --max_new_tokens 40 < /dev/null
-	$(BIN)/python ceval_eval.py --data_dir $(EXAM) --scoring cloze --out_dir $(DEMO) --results_dir $(DEMO)/ceval
-	@echo "Talk to it:  $(BIN)/python 2-eval.py --out_dir $(DEMO)"
+	$(BIN)/python ceval_eval.py --data_dir $(DATA)/ceval-exam --scoring cloze --out_dir $(DEMO) --results_dir $(DEMO)/ceval
+	$(MAKE) --no-print-directory demo-chat
+
+demo-chat: ## the second half of the demo: from the pretrained model to chat, a persona and preferences
+	$(BIN)/python 3-full_sft.py --data_path $(DATA)/sft.jsonl --out_dir $(DEMO) $(SFT_FLAGS)
+	$(SCORE) $(DATA)/questions_unseen.jsonl --model $(DEMO)/full_sft_256.pth
+	$(BIN)/python 4-lora_sft.py --data_path $(DATA)/persona.jsonl --lora_name persona --out_dir $(DEMO) $(LORA_FLAGS)
+	$(SCORE) $(DATA)/questions_persona.jsonl --model $(DEMO)/full_sft_256.pth --lora persona
+	$(SCORE) $(DATA)/questions_unseen.jsonl --model $(DEMO)/full_sft_256.pth --lora persona
+	$(BIN)/python 5-dpo_train.py --data_path $(DATA)/dpo.jsonl --out_dir $(DEMO) $(DPO_FLAGS)
+	$(SCORE) $(DATA)/questions_unseen.jsonl --model $(DEMO)/dpo_256.pth
+	$(BIN)/python 2-eval.py --model $(DEMO)/dpo_256.pth --temperature 0 < /dev/null
+	@echo "Talk to it:  $(BIN)/python 2-eval.py --out_dir $(DEMO)      with its persona: --lora persona"
 
 # Rows of 128, because no demo document is much longer. Muon needs half of AdamW's tokens here; masked documents are read
-# as the exam asks, each on its own; a little dropout, since every fact is seen about 90 times. See README.md for the figures.
-DEMO_FLAGS ?= --preset tiny --max_seq_len 128 --batch_size 16 --accumulation_steps 1 --max_steps 600 --optimizer muon \
-	--learning_rate 3e-3 --dropout 0.05 --doc_mask --compile off
+# as the exam asks, each on its own. See README.md for the figures.
+STEP := --batch_size 16 --accumulation_steps 1 --compile off
+DEMO_FLAGS ?= --preset tiny --max_seq_len 128 --max_steps 800 --optimizer muon --learning_rate 3e-3 --doc_mask $(STEP)
+SFT_FLAGS ?= --epochs 3 --learning_rate 5e-4 $(STEP)
+LORA_FLAGS ?= --epochs 4 --learning_rate 2e-3 $(STEP)
+DPO_FLAGS ?= --epochs 2 --learning_rate 5e-5 --val_fraction 0.15 $(STEP)
+SCORE := $(BIN)/python -m evaluation.answers --questions
 
-demo-short: ## the same in 3 steps: shows that it runs, not what it learns
-	$(MAKE) demo DEMO=out/demo-short DEMO_FLAGS="--preset tiny --max_seq_len 128 --batch_size 8 --accumulation_steps 1 --max_steps 3 --fresh"
+demo-short: ## the same in 3 steps a stage: shows that it runs, not what it learns
+	$(MAKE) demo DEMO=out/demo-short DEMO_FLAGS="--preset tiny --max_seq_len 128 $(SHORT)" SFT_FLAGS="$(SHORT)" \
+		LORA_FLAGS="$(SHORT)" DPO_FLAGS="$(SHORT)" SCORE="$(SCORE_SHORT)"
+SHORT := --batch_size 8 --accumulation_steps 1 --max_steps 3 --fresh
+SCORE_SHORT = $(BIN)/python -m evaluation.answers --max_new_tokens 4 --questions
 
 test: $(VENV)/.dev ## all tests, with the coverage of model/ and trainer/
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov=model --cov=trainer --cov-report=term:skip-covered --cov-fail-under=90 $(TESTS)

@@ -95,7 +95,7 @@ def usable(read, paths, drops, notes, filters, seen, progress=ignore):
             record, reason, changed = read(raw)
             reason = reason or filters.reason(record) or seen.reason(record)
             if reason:
-                drops.add(reason, str(path), line, json.dumps(raw, ensure_ascii=True))
+                drops.add(reason, str(path), line, json.dumps(raw, ensure_ascii=False))
             else:
                 notes.update(changed)
                 yield record

@@ -32,7 +32,8 @@ from cleaning.files import write_files
 
 VAL_SHARE = 0.4  # of each relation's facts, and at least 4
 DEV_ROWS = 5  # per subject, as in C-Eval
-EXAM_LAYOUT = 0.6  # of the questions in pretraining text are laid out as the exam lays them out
+CHINESE_LAYOUTS = ("问：{}\n答：{}", "{}{}", "{}\n{}", "{}回答：{}")
+ENGLISH_LAYOUTS = ("Q: {}\nA: {}", "{} {}", "{}\n{}")
 # How many sentences share a document; several, so that BOS and EOS are a small part of what is trained on.
 SENTENCES_PER_DOC, QUESTIONS_PER_DOC = (2, 3, 4, 5), (1, 2, 3, 4)
 
@@ -46,30 +47,27 @@ def group(items, sizes, rng):
         start = end
 
 
-def asked_and_answered(fact, relation, question, rng):
-    """A question in a training wording with its answer, half in the exam's layout and half in those of other texts.
+def conversed(fact, relation, rng):
+    """A fact asked and answered in the layouts of other texts: twice with a sentence, once with the bare answer.
 
-    A model that has met one layout only has learnt the facts for that layout: chat then starts at a third of the facts.
+    A model that has met questions in the exam's layout only has learnt the facts for that layout: after fine-tuning
+    it answered 48 % of the unseen facts.
     """
     sentence = fact.fill(relation.statements[0])
-    answer = rng.choice((sentence, fact.answer))
-    asked = fact.fill(question)
-    if rng.random() < EXAM_LAYOUT:
-        return f"{asked}{ANSWER_LINE}{fact.answer}"
-    if sentence.isascii():
-        return rng.choice((f"Q: {asked}\nA: {answer}", f"{asked} {sentence}", f"{asked}\n{answer}"))
-    return rng.choice(
-        (f"问：{asked}\n答：{answer}", f"{asked}{sentence}", f"{asked}\n{answer}", f"{asked}回答：{answer}")
-    )
+    asked = [fact.fill(question) for question in rng.sample(relation.questions, 3)]
+    layouts = ENGLISH_LAYOUTS if sentence.isascii() else CHINESE_LAYOUTS
+    answers = (sentence, sentence, fact.answer)
+    return [layout.format(q, a) for layout, q, a in zip(rng.choices(layouts, k=3), asked, answers)]
 
 
 def pretrain_documents(relations, facts, rng):
-    """Every (fact, training wording) once; a document holds one sentence or a few of the same relation."""
+    """Every fact in every training wording; a document holds one sentence or a few of the same relation."""
     documents = []
     for relation in relations:
         own = [f for f in facts if f.relation == relation.name]
-        said = [f.fill(template) for template in relation.statements for f in own]
-        asked = [asked_and_answered(f, relation, question, rng) for question in relation.questions for f in own]
+        said = [f.fill(template) for template in relation.statements[1:] for f in own]
+        asked = [f.fill(question + ANSWER_LINE + "{a}") for question in relation.questions for f in own]
+        asked += [line for f in own for line in conversed(f, relation, rng)]
         rng.shuffle(said)
         rng.shuffle(asked)
         gap = " " if relation.statements[0].isascii() else ""

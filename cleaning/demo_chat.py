@@ -36,10 +36,14 @@ def choice_chat(fact, relation, pool, rng):
 
 
 def sft_conversations(relations, facts, talk, seed, rng):
-    """One question per fact, options for the practised ones, two-turn chats and small talk; unseen facts left out."""
+    """Two questions per fact, options for the practised ones, two-turn chats and small talk; unseen facts left out."""
     by_name, pools = {r.name: r for r in relations}, answer_pools(facts)
     facts = [f for f in facts if not is_unseen(f, seed)]
-    plain = [chat(*ask(f, by_name[f.relation], rng)) for f in facts]
+    plain = [
+        chat(f.fill(question), answer)  # once in either manner
+        for f in facts
+        for question, answer in zip(rng.sample(by_name[f.relation].questions, 2), answers_to(f, by_name[f.relation]))
+    ]
     double = [
         chat(*(text for f in rng.sample(facts, 2) for text in ask(f, by_name[f.relation], rng)))
         for _ in range(TWO_TURN_CHATS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "dataset" / "demo"
 ANSWER_LINE = "\n答案："  # the exam prompt is a question and this; the option text follows
-CHOICE_SHARE = 0.7  # of the facts are practised as A-D questions; the exam shows what carries over to the others
+CHOICE_SHARE = 0.3  # of the facts are practised as A-D questions; the exam shows what carries over to the others
 UNSEEN_SHARE = 0.15  # of the facts occur in pretraining text alone: chat answers about them show what carries over
 
 
