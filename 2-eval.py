@@ -18,7 +18,7 @@ from pathlib import Path
 
 from inference.chat import Conversation, adapter_path
 from inference.engine import Sampling, generate, stream_text
-from inference.terminal import converse, read_prompts, show, typed_lines
+from inference.terminal import asked, converse, read_prompts, show, typed_lines
 from model.lora import load_adapter
 from trainer import args
 from trainer.checkpoint import newest, open_checkpoint, prepare_out_dir, write_atomically
@@ -90,20 +90,27 @@ def main(argv=None):
     complete = lambda text: generate(model, [tokenizer.bos_id, *tokenizer.encode(text)], sampling, (tokenizer.eos_id,))  # noqa: E731
     if prompts is None and sys.stdin.isatty() and not typed.out:
         kind = "chat" if chats else "type the beginning of a text"
-        if input(f"[0] standard prompts  [1] {kind}: ").strip() == "1":
+        if asked(f"[0] standard prompts  [1] {kind}: ") == "1":
             if chats:
                 return converse(conversation, typed.out_dir)
             prompts = typed_lines("type the beginning of a text (ctrl-D ends)")
     records = []
-    for prompt in prompts or (QUESTIONS if chats else BEGINNINGS):
-        print(f"\n» {prompt}" if chats else f"\n{prompt}", end="\n" if chats else "", flush=True)
-        conversation.turns.clear()  # each prompt stands alone
-        answer = show(conversation.ask(prompt) if chats else stream_text(tokenizer, complete(prompt)))
-        records.append({"prompt": prompt, "answer": answer, "model": str(path), "sampling": asdict(sampling)})
-    if typed.out:
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        write_atomically(typed.out, lambda f: f.write("".join(lines).encode("utf-8")))
-        print(f"\nsaved {len(records)} answers in {typed.out}")
+    try:
+        for prompt in prompts or (QUESTIONS if chats else BEGINNINGS):
+            print(f"\n» {prompt}" if chats else f"\n{prompt}", end="\n" if chats else "", flush=True)
+            conversation.turns.clear()  # each prompt stands alone
+            record = {"prompt": prompt, "model": str(path), "sampling": asdict(sampling)}
+            try:
+                pieces = conversation.ask(prompt) if chats else stream_text(tokenizer, complete(prompt))
+                records.append({**record, "answer": show(pieces)})
+            except ValueError as error:  # one prompt that is too long does not cost the others their answers
+                print(f"error: {error}")
+                records.append({**record, "answer": "", "error": str(error)})
+    finally:  # ctrl-C keeps what has been answered
+        if typed.out and records:
+            lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+            write_atomically(typed.out, lambda f: f.write("".join(lines).encode("utf-8")))
+            print(f"\nsaved {len(records)} answers in {typed.out}")
 
 
 if __name__ == "__main__":

@@ -32,8 +32,9 @@ from cleaning.files import write_files
 
 VAL_SHARE = 0.4  # of each relation's facts, and at least 4
 DEV_ROWS = 5  # per subject, as in C-Eval
-CHINESE_LAYOUTS = ("问：{}\n答：{}", "{}{}", "{}\n{}", "{}回答：{}")
-ENGLISH_LAYOUTS = ("Q: {}\nA: {}", "{} {}", "{}\n{}")
+# Questions and answers in the layouts of other texts: FAQ pages, interviews, logs of chats.
+CHINESE_LAYOUTS = ("问：{}\n答：{}", "{}{}", "用户：{}\n助手：{}", "user\n{}\nassistant\n{}")
+ENGLISH_LAYOUTS = ("Q: {}\nA: {}", "{} {}", "User: {}\nAssistant: {}", "user\n{}\nassistant\n{}")
 # How many sentences share a document; several, so that BOS and EOS are a small part of what is trained on.
 SENTENCES_PER_DOC, QUESTIONS_PER_DOC = (2, 3, 4, 5), (1, 2, 3, 4)
 

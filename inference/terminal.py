@@ -21,16 +21,22 @@ def read_prompts(path):
 
 
 def show(pieces):
-    """Prints pieces as they come and returns them joined; ctrl-C breaks the text off."""
+    """Prints pieces as they come and returns them joined."""
     text = []
-    try:
-        for piece in pieces:
-            text.append(piece)
-            print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        print(" … stopped", end="")
+    for piece in pieces:
+        text.append(piece)
+        print(piece, end="", flush=True)
     print()
     return "".join(text)
+
+
+def asked(question):
+    """The answer to a question on the terminal; "" for ctrl-D."""
+    try:
+        return input(question).strip()
+    except EOFError:
+        print()
+        return ""
 
 
 def typed_lines(what):
@@ -53,6 +59,8 @@ def converse(conversation, out_dir):
                 show(conversation.ask(line))
                 continue
             said = obey(conversation, line, out_dir)
+        except KeyboardInterrupt:  # breaks the answer off, not the chat
+            said = " … stopped"
         except (ValueError, OSError) as error:
             said = f"error: {error}"
         if said is None:

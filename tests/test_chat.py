@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -12,6 +13,9 @@ from model.batch import FILLER, collate, collate_pairs
 from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from model.cross_entropy import IGNORE
 from model.dataset import DPODataset, Mixed, SFTDataset
+from model.LMConfig import LMConfig
+from model.model import Transformer
+from trainer.preference import log_probs
 
 HOSTILE = [
     "</s>",
@@ -130,6 +134,25 @@ def test_every_conversation_is_in_one_row_with_its_labels(tokenizer, tmp_path):
     assert data.counts == {"whole": 60, "cut after a turn": 0, "too long": 0}
     assert data.fill == sum((data[i].docs >= 0).sum() for i in range(len(data))) / (len(data) * 97)
     assert collate([data[FILLER]]).units == 0
+
+
+@torch.no_grad()
+def test_packed_conversations_lose_what_they_lose_alone(tokenizer, tmp_path):
+    torch.manual_seed(3)
+    shape = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 160}
+    model = Transformer(LMConfig(**shape)).eval()
+    records = chats(40)
+    data = SFTDataset(write(tmp_path / "a.jsonl", records), 160, tokenizer, tmp_path)
+    batch = collate([data[i] for i in range(len(data))])
+    most = int(batch.docs.max()) + 1
+    sums, counts = log_probs(model(batch.ids, docs=batch.docs).logits, batch.labels, batch.docs, most)
+    packed = sorted((-sums / counts)[counts > 0].tolist())
+    alone = []
+    for chat in tokenizer.encode_chats([(r["conversations"], ()) for r in records]):
+        ids, scored = torch.from_numpy(chat.ids), torch.from_numpy(chat.scored)[1:]
+        log_p = model(ids[None, :-1]).logits[0].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        alone.append(-log_p[scored].mean().item())
+    assert most > 1 and np.abs(np.array(packed) - np.sort(alone)).max() < 1e-4
 
 
 def test_a_long_conversation_is_cut_on_a_turn_border_and_a_hopeless_one_is_counted(tokenizer, tmp_path):

@@ -144,18 +144,24 @@ def test_a_chat_on_the_terminal_answers_obeys_and_ends(conversation, tmp_path, m
     assert "error: --top_p is 7" in said and next(typed) == "never reached"
 
 
-def test_ctrl_c_breaks_an_answer_off_and_ctrl_d_ends_the_chat(monkeypatch, capsys):
-    def interrupted():
+def test_ctrl_c_breaks_an_answer_off_and_ctrl_d_ends_the_chat(conversation, tmp_path, monkeypatch, capsys):
+    def interrupted(question):
         yield "早"
         raise KeyboardInterrupt
 
-    assert terminal.show(interrupted()) == "早" and "stopped" in capsys.readouterr().out
+    typed = iter(["你好", "/settings"])
 
-    def closed(_):
+    def lines(_):
+        for line in typed:
+            return line
         raise EOFError
 
-    monkeypatch.setattr("builtins.input", closed)
-    assert list(terminal.typed_lines("hello")) == []
+    monkeypatch.setattr("builtins.input", lines)
+    monkeypatch.setattr(conversation, "ask", interrupted)
+    terminal.converse(conversation, tmp_path)
+    said = capsys.readouterr().out
+    assert "早 … stopped" in said and "temperature" in said  # the chat went on
+    assert terminal.asked("?") == ""
 
 
 def test_prompt_files_are_lines_or_jsonl(tmp_path):
