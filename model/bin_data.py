@@ -105,3 +105,15 @@ def mapped(cache_dir, key, names, make):
                 os.fsync(f.fileno())
             os.replace(f.name, file)
     return [np.load(file, mmap_mode="r") for file in files]
+
+
+class Mapped:
+    """A data set whose memory-mapped .npy arrays travel to loader workers as names, not as copies of the data."""
+
+    def __getstate__(self):
+        names = {k: v.filename for k, v in vars(self).items() if isinstance(v, np.memmap)}
+        return {k: v for k, v in vars(self).items() if k not in names} | {"mapped_names": names}
+
+    def __setstate__(self, state):
+        names = state.pop("mapped_names")
+        vars(self).update(state | {k: np.load(name, mmap_mode="r") for k, name in names.items()})

@@ -3,12 +3,12 @@
 import numpy as np
 
 from model.batch import FILLER, Sample
-from model.bin_data import bin_files, find_documents, fingerprint, mapped, open_ids, read_sidecar
+from model.bin_data import Mapped, bin_files, find_documents, fingerprint, mapped, open_ids, read_sidecar
 from model.chat_data import Growing, chunks, file_digest, read_jsonl
 from model.packing import pack
 
 
-class PretrainDataset:
+class PretrainDataset(Mapped):
     """Rows of T + 1 ids packed from the documents of a .bin, or of a folder of shards.
 
     Indexing gives a Sample; index FILLER one that is all padding.
@@ -43,14 +43,11 @@ class PretrainDataset:
         return np.concatenate(pieces), np.cumsum(np.concatenate(sizes))
 
     def __getstate__(self):
-        """Loader workers that are not forked get names instead of a copy of the corpus."""
-        tables = {name: str(getattr(self, name).filename) for name in ("pieces", "row_ends")}
-        return {**{k: v for k, v in vars(self).items() if k != "shards"}, **tables}
+        return {k: v for k, v in super().__getstate__().items() if k != "shards"}
 
     def __setstate__(self, state):
-        vars(self).update(state)
+        super().__setstate__(state)
         self.shards = [open_ids(f) for f in self.files]
-        self.pieces, self.row_ends = (np.load(state[name], mmap_mode="r") for name in ("pieces", "row_ends"))
 
     @property
     def fill(self):
@@ -73,7 +70,7 @@ class PretrainDataset:
         return Sample(index, ids, docs, docs >= 0)
 
 
-class ChatRows:
+class ChatRows(Mapped):
     """What conversations and preference pairs share: encoded once into files that are then memory-mapped.
 
     Args:

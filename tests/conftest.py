@@ -1,6 +1,7 @@
 """Fixtures that many tests share."""
 
 import pytest
+import torch
 
 SENTENCES = [
     "春天来了，小河边的柳树发了芽，孩子们在草地上放风筝。",
@@ -35,3 +36,12 @@ def tokenizer_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     backend.save(str(folder / "tokenizer.json"))
     return folder
+
+
+@pytest.fixture
+def one_thread():
+    """Small matrices run faster on one thread, and sums come in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,6 +1,7 @@
 """Chat as it is trained and as it is prompted: who is scored, and that typed text never becomes a control token."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -214,6 +215,22 @@ def test_pairs_lie_beside_each_other_and_only_their_answers_are_scored(tokenizer
     assert sorted(found) == sorted((r["chosen"] + "</s>", r["rejected"] + "</s>") for r in records)
     padded = collate_pairs([data[0], data[FILLER]])
     assert padded.units == collate_pairs([data[0]]).units and padded.real_rows == 2
+
+
+@pytest.mark.parametrize("make", [SFTDataset, DPODataset])
+def test_a_data_set_travels_to_a_worker_as_names(tokenizer, tmp_path, make):
+    records = chats(400)
+    if make is DPODataset:
+        records = [
+            {"conversations": r["conversations"][:1], "chosen": "好" * (2 + i % 9), "rejected": "坏"}
+            for i, r in enumerate(records)
+        ]
+    data = make(write(tmp_path / "a.jsonl", records), 96, tokenizer, tmp_path)
+    sent = pickle.dumps(data)
+    again = pickle.loads(sent)
+    assert len(sent) < 2000 < data.ids.nbytes and again.fingerprint == data.fingerprint
+    first = [(d[3][0] if make is DPODataset else d[3]).ids for d in (data, again)]
+    assert np.array_equal(*first)
 
 
 def test_mixed_rows_keep_their_numbers(tokenizer, tmp_path):

@@ -16,6 +16,7 @@ from tests.test_scripts import ENV, call
 from trainer.checkpoint import load_file, load_model
 from trainer.losses import language_model_loss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STAGES = list(SCRIPTS)
 
 
@@ -34,14 +35,6 @@ def base(tmp_path_factory, tokenizer_dir):
 @pytest.fixture(scope="module")
 def moe_base(tmp_path_factory, tokenizer_dir):
     return make_base(tmp_path_factory.mktemp("moe_base"), tokenizer_dir, moe=True)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def largest_difference(a, b):

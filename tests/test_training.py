@@ -25,6 +25,7 @@ from trainer.optim import make_optimizers
 from trainer.run import Data, Run
 from trainer.runtime import Runtime, Stopped
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 320, "max_seq_len": 24}
 CPU = Runtime(torch.device("cpu"), torch.float32)
 
@@ -53,14 +54,6 @@ class ByteVocabulary:
     """As much of a tokenizer as the loop asks for: every id stands for two bytes."""
 
     hash, path, token_bytes = "abc", "somewhere", np.full(320, 2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def settings(out_dir, **changes):
