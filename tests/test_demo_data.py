@@ -8,19 +8,19 @@ from itertools import pairwise
 
 import pytest
 
-from cleaning import demo
+from cleaning import demo, demo_chat, demo_facts
 
 PLACEHOLDER = re.compile(r"\{[sxa]\}")
 
 
 @pytest.fixture(scope="module")
 def relations():
-    return {r.name: r for r in demo.load_relations()}
+    return {r.name: r for r in demo_facts.load_relations()}
 
 
 @pytest.fixture(scope="module")
 def facts():
-    return demo.load_facts()
+    return demo_facts.load_facts()
 
 
 @pytest.fixture(scope="module")
@@ -197,29 +197,41 @@ def test_exam_questions_hold_no_character_that_training_text_lacks(corpus, facts
 # ---- files
 
 
-def test_every_fact_is_pretrained_in_every_training_wording_once(corpus, relations, facts):
-    said, asked, left_over = Counter(), Counter(), ""
-    expected_said = Counter(f.fill(t) for f in facts for t in relations[f.relation].statements)
+def test_every_statement_but_the_first_is_told_once(corpus, relations, facts):
+    said, left_over = Counter(), ""
+    expected = Counter(f.fill(t) for f in facts for t in relations[f.relation].statements[1:])
     for record in records(corpus, "pretrain.jsonl"):
-        if "答案：" in record["text"]:
-            lines = record["text"].split("\n")
-            asked.update("\n".join(pair) for pair in zip(lines[::2], lines[1::2]))
+        if "？" in record["text"] or "?" in record["text"]:
             continue
         for part in re.findall(r".+?[。.]”?(?: |$)?", record["text"]):
             left_over += part  # a statement may hold a full stop inside
-            if left_over.strip() in expected_said:
+            if left_over.strip() in expected:
                 said[left_over.strip()] += 1
                 left_over = ""
         assert left_over == ""
-    assert said == expected_said
-    assert asked == Counter(f"{f.fill(q)}\n答案：{f.answer}" for f in facts for q in relations[f.relation].questions)
+    assert said == expected
+
+
+def test_every_fact_is_asked_in_all_wordings_and_in_several_layouts(corpus, relations, facts):
+    text = "\n".join(r["text"] for r in records(corpus, "pretrain.jsonl"))
+    asked = Counter(re.findall(r"([^\n]+[？?])\n答案：([^\n]+)", text))
+    speakers = r"^(问：|答：|用户：|助手：|Q: |A: |User: |Assistant: )"
+    told = Counter(re.sub(speakers, "", part) for part in re.split(r"\n|(?<=？)|(?<=\?) ", text))
+    for fact in facts:
+        wordings = [fact.fill(q) for q in relations[fact.relation].questions]
+        assert all(told[w] for w in wordings)
+        assert sum(asked[w, fact.answer] for w in wordings) >= demo.EXAM_LINES
+        assert told[fact.fill(relations[fact.relation].statements[0])] >= 3
+    for layout in demo.CHINESE_LAYOUTS + demo.ENGLISH_LAYOUTS:
+        before, between, _ = layout.split("{}")
+        assert re.search(re.escape(before) + r"[^\n]{4,40}[？?]" + re.escape(between), text), layout
 
 
 def test_files_are_small_and_complete(corpus):
     _, counts = corpus
     pretrain = records(corpus, "pretrain.jsonl")
-    assert 600_000 < counts["pretrain_bytes"] < 1_100_000
-    assert max(len(record["text"]) for record in pretrain) < 300
+    assert 600_000 < counts["pretrain_bytes"] < 1_500_000
+    assert max(len(record["text"]) for record in pretrain) < 400
     assert all(record.keys() == {"text"} and record["text"].strip() == record["text"] for record in pretrain)
     assert counts["pretrain_characters"] == sum(len(record["text"]) for record in pretrain)
     assert counts["dpo_pairs"] == len(records(corpus, "dpo.jsonl")) >= 300
@@ -236,7 +248,7 @@ def test_conversations_alternate_and_some_have_two_turns(corpus):
 
 
 def test_choice_practice_covers_its_share_and_never_the_rest(corpus, relations, facts):
-    practised = {(f.relation, f.subject, f.x) for f in facts if demo.has_choice_practice(f, 0)}
+    practised = {(f.relation, f.subject, f.x) for f in facts if demo_facts.has_choice_practice(f, 0)}
     assert 0.2 < len(practised) / len(facts) < 0.3
     owners = defaultdict(set)
     for fact in facts:
@@ -252,12 +264,38 @@ def test_choice_practice_covers_its_share_and_never_the_rest(corpus, relations, 
         assert last == "答案：" and shown[assistant["content"]] == fact.answer and len(set(shown.values())) == 4
 
 
-def test_preferred_answers_are_right_and_rejected_ones_are_not(corpus, relations, facts):
-    true = {f.fill(statement) for f in facts for statement in relations[f.relation].statements}
+def test_preferred_answers_are_sentences_and_rejected_ones_are_not(corpus, relations, facts):
+    true = {f.fill(relations[f.relation].statements[0]) for f in facts}
     pairs = records(corpus, "dpo.jsonl")
     assert all(pair.keys() == {"prompt", "chosen", "rejected"} for pair in pairs)
     assert not [pair for pair in pairs if pair["rejected"] in true or pair["chosen"] == pair["rejected"]]
-    assert sum(pair["chosen"] in true for pair in pairs) == demo.RIGHT_PAIRS + demo.CURT_PAIRS
+    assert sum(pair["chosen"] in true for pair in pairs) == demo_chat.STYLE_PAIRS + demo_chat.CURT_PAIRS
+
+
+def test_unseen_facts_are_in_pretraining_text_alone(corpus, relations, facts):
+    unseen = [f for f in facts if demo_facts.is_unseen(f, 0)]
+    assert 200 < len(unseen) == len(records(corpus, "questions_unseen.jsonl")) < 300
+    chats = [*records(corpus, "sft.jsonl"), *records(corpus, "persona.jsonl")]
+    said = {turn["content"].split("\n")[0] for r in chats for turn in r["conversations"]}
+    said |= {text for r in records(corpus, "dpo.jsonl") for text in r.values()}
+    for fact in unseen:
+        relation = relations[fact.relation]
+        assert not said & {fact.fill(t) for t in relation.questions + relation.statements}
+    by_prompt = {q["prompt"]: q["accept"] for q in records(corpus, "questions_unseen.jsonl")}
+    for fact in unseen:
+        asked = [fact.fill(q) for q in relations[fact.relation].questions if fact.fill(q) in by_prompt]
+        assert any(fact.fill(relations[fact.relation].statements[0]) in by_prompt[q] for q in asked)
+
+
+def test_the_persona_says_its_name_and_is_tested_in_other_words(corpus):
+    persona = demo_facts.read_json(demo_facts.DEMO_FOLDER / "persona.json")
+    asked = {r["conversations"][0]["content"] for r in records(corpus, "persona.jsonl")}
+    tested = [q["prompt"] for q in records(corpus, "questions_persona.jsonl")]
+    assert len(tested) == len(set(tested)) == 20
+    assert not [t for t in tested if any(t in a or a in t for a in asked if len(a) > 4)]
+    assert all(persona["name"] in reply for topic in persona["topics"] for reply in topic["replies"])
+    about_itself = [r for r in records(corpus, "persona.jsonl") if persona["name"] in r["conversations"][1]["content"]]
+    assert 60 < len(about_itself) < len(asked) / 2 + 60
 
 
 def test_exam_has_cevals_columns_and_even_letters(corpus, relations):
@@ -299,12 +337,12 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_order(corpu
     assert first == again and first.keys() == other.keys()
     assert first["pretrain.jsonl"] != other["pretrain.jsonl"]
     # hash() would pass the lines above and differ in the next process; this number is `b2sum -l 64`'s
-    assert demo.share(0, "a") * 2**64 == pytest.approx(0x181CA5C7FE9ED58E)
+    assert demo_facts.share(0, "a") * 2**64 == pytest.approx(0x181CA5C7FE9ED58E)
 
 
 def test_a_subject_with_two_answers_is_refused():
-    twice = [demo.Fact("r", "a", answer) for answer in "wxyz"]
+    twice = [demo_facts.Fact("r", "a", answer) for answer in "wxyz"]
     with pytest.raises(ValueError, match="keep one row"):
-        demo.check_relation("r", twice)
+        demo_facts.check_relation("r", twice)
     with pytest.raises(ValueError, match="at least 4"):
-        demo.check_relation("r", [demo.Fact("r", s, s) for s in "abc"])
+        demo_facts.check_relation("r", [demo_facts.Fact("r", s, s) for s in "abc"])
