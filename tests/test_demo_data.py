@@ -197,7 +197,7 @@ def test_exam_questions_hold_no_character_that_training_text_lacks(corpus, facts
 # ---- files
 
 
-def test_every_statement_but_the_first_is_told_once(corpus, relations, facts):
+def test_every_fact_is_told_once_by_itself(corpus, relations, facts):
     said, left_over = Counter(), ""
     expected = Counter(f.fill(t) for f in facts for t in relations[f.relation].statements[1:])
     for record in records(corpus, "pretrain.jsonl"):
@@ -209,7 +209,9 @@ def test_every_statement_but_the_first_is_told_once(corpus, relations, facts):
                 said[left_over.strip()] += 1
                 left_over = ""
         assert left_over == ""
-    assert said == expected
+    assert not said - expected
+    told = {f: sum(said[f.fill(t)] for t in relations[f.relation].statements[1:]) for f in facts}
+    assert set(told.values()) == {1}
 
 
 def test_every_fact_is_asked_in_all_wordings_and_in_several_layouts(corpus, relations, facts):
@@ -220,7 +222,7 @@ def test_every_fact_is_asked_in_all_wordings_and_in_several_layouts(corpus, rela
     for fact in facts:
         wordings = [fact.fill(q) for q in relations[fact.relation].questions]
         assert all(told[w] for w in wordings)
-        assert sum(asked[w, fact.answer] for w in wordings) >= demo.EXAM_LINES
+        assert all(asked[w, fact.answer] for w in wordings)
         assert told[fact.fill(relations[fact.relation].statements[0])] >= 3
     for layout in demo.CHINESE_LAYOUTS + demo.ENGLISH_LAYOUTS:
         before, between, _ = layout.split("{}")

@@ -132,6 +132,8 @@ class PreferenceConfig(ChatConfig, Adapter):
         Adapter.__post_init__(self)
         if self.beta is None:
             self.beta = 2.0 if self.loss == "simpo" else 0.1
+        if not self.doc_mask:
+            raise ValueError("--doc_mask false: packed answers must not see each other here; leave it out")
         if not self.beta > 0 or not 0 <= self.label_smoothing < 0.5:
             raise ValueError(
                 f"--beta is {self.beta}, --label_smoothing {self.label_smoothing}; need above 0, and [0, 0.5)"
