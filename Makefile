@@ -29,7 +29,7 @@ demo: $(VENV)/.runtime ## raw text → tokenizer → a model that speaks → its
 	$(BIN)/python ceval_eval.py --data_dir $(DATA)/ceval-exam --scoring cloze --out_dir $(DEMO) --results_dir $(DEMO)/ceval
 	$(MAKE) --no-print-directory demo-chat
 
-demo-chat: ## the second half of the demo: from the pretrained model to chat, a persona and preferences
+demo-chat: $(VENV)/.runtime ## the second half of the demo: from the pretrained model to chat, a persona and preferences
 	$(BIN)/python 3-full_sft.py --data_path $(DATA)/sft.jsonl --out_dir $(DEMO) $(SFT_FLAGS)
 	$(SCORE) $(DATA)/questions_unseen.jsonl --model $(DEMO)/full_sft_256.pth
 	$(BIN)/python 4-lora_sft.py --data_path $(DATA)/persona.jsonl --lora_name persona --out_dir $(DEMO) $(LORA_FLAGS)
@@ -43,17 +43,19 @@ demo-chat: ## the second half of the demo: from the pretrained model to chat, a 
 # Rows of 128, because no demo document is much longer. Muon needs half of AdamW's tokens here; masked documents are read
 # as the exam asks, each on its own. See README.md for the figures.
 STEP := --batch_size 16 --accumulation_steps 1 --compile off
-DEMO_FLAGS ?= --preset tiny --max_seq_len 128 --max_steps 800 --optimizer muon --learning_rate 3e-3 --doc_mask $(STEP)
-SFT_FLAGS ?= --epochs 3 --learning_rate 5e-4 $(STEP)
-LORA_FLAGS ?= --epochs 4 --learning_rate 2e-3 $(STEP)
-DPO_FLAGS ?= --epochs 2 --learning_rate 5e-5 --val_fraction 0.15 $(STEP)
-SCORE := $(BIN)/python -m evaluation.answers --questions
+DEMO_FLAGS ?= --preset tiny --max_seq_len 128 --max_steps 800 --optimizer muon --learning_rate 3e-3 --dropout 0.05 --doc_mask $(STEP)
+# Half of the rows are pretraining text and the rate is low, or the facts that chat leaves out are forgotten: at 5e-4 without
+# old text 69 % of them were answered, with these settings 88 %.
+SFT_FLAGS ?= --epochs 2 --learning_rate 2e-4 --replay 0.5 --replay_path $(DEMO)/pretrain.bin $(STEP)
+LORA_FLAGS ?= --epochs 16 --learning_rate 2e-3 $(STEP)
+DPO_FLAGS ?= --epochs 4 --learning_rate 2e-5 --beta 0.3 --val_fraction 0.15 $(STEP)
+SCORE := $(BIN)/python -m evaluation.answers --out_dir $(DEMO) --questions
 
 demo-short: ## the same in 3 steps a stage: shows that it runs, not what it learns
 	$(MAKE) demo DEMO=out/demo-short DEMO_FLAGS="--preset tiny --max_seq_len 128 $(SHORT)" SFT_FLAGS="$(SHORT)" \
 		LORA_FLAGS="$(SHORT)" DPO_FLAGS="$(SHORT)" SCORE="$(SCORE_SHORT)"
 SHORT := --batch_size 8 --accumulation_steps 1 --max_steps 3 --fresh
-SCORE_SHORT = $(BIN)/python -m evaluation.answers --max_new_tokens 4 --questions
+SCORE_SHORT = $(BIN)/python -m evaluation.answers --out_dir out/demo-short --max_new_tokens 4 --questions
 
 test: $(VENV)/.dev ## all tests, with the coverage of model/ and trainer/
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov=model --cov=trainer --cov-report=term:skip-covered --cov-fail-under=90 $(TESTS)

@@ -32,6 +32,7 @@ from cleaning.files import write_files
 
 VAL_SHARE = 0.4  # of each relation's facts, and at least 4
 DEV_ROWS = 5  # per subject, as in C-Eval
+TALK_COPIES = 3  # layouts that a piece of small talk is written in
 # Questions and answers in the layouts of other texts: FAQ pages, interviews, logs of chats.
 CHINESE_LAYOUTS = ("问：{}\n答：{}", "{}{}", "用户：{}\n助手：{}", "user\n{}\nassistant\n{}")
 ENGLISH_LAYOUTS = ("Q: {}\nA: {}", "{} {}", "User: {}\nAssistant: {}", "user\n{}\nassistant\n{}")
@@ -62,9 +63,16 @@ def asked_lines(fact, relation, rng):
     return lines + [rng.choice(layouts).format(q, a) for q, a in zip(questions, answers)]
 
 
-def pretrain_documents(relations, facts, rng):
+def talk_documents(talk, rng):
+    """Greetings and small talk in the layouts of other texts, so that a persona's words are known before it speaks."""
+    pairs = [(user, entry["reply"]) for entry in talk["chat"] for user in entry["users"]]
+    pairs += [(entry["prompt"], entry["polite"]) for entry in talk["manners"]]
+    return [{"text": layout.format(*pair)} for pair in pairs for layout in rng.sample(CHINESE_LAYOUTS, TALK_COPIES)]
+
+
+def pretrain_documents(relations, facts, talk, rng):
     """Every fact told and asked in many wordings; a document holds one sentence or a few of the same relation."""
-    documents = []
+    documents = talk_documents(talk, rng)
     for relation in relations:
         own = [f for f in facts if f.relation == relation.name]
         said = [f.fill(rng.choice(relation.statements[1:])) for f in own]
@@ -128,7 +136,7 @@ def generate(output_dir, seed=0):
     relations, facts = load_relations(), load_facts()
     talk, subjects, persona = (read_json(DEMO_FOLDER / f"{name}.json") for name in ("talk", "subjects", "persona"))
     # One generator per file, seeded by text, so that changing one file leaves the others as they were.
-    documents = pretrain_documents(relations, facts, random.Random(f"pretrain {seed}"))
+    documents = pretrain_documents(relations, facts, talk, random.Random(f"pretrain {seed}"))
     conversations = sft_conversations(relations, facts, talk, seed, random.Random(f"sft {seed}"))
     pairs = dpo_pairs(relations, facts, talk, seed, random.Random(f"dpo {seed}"))
     about_itself = persona_conversations(relations, facts, talk, persona, seed, random.Random(f"persona {seed}"))
