@@ -174,6 +174,8 @@ SCHEMAS = (
 
 def schema_of(record):
     """The schema's name; Unusable when none fits, naming what is missing where one nearly does."""
+    if all(option in record for option in "ABCD"):
+        raise Unusable("exam question")  # its answer is a letter, and training on an exam spoils it
     for name, fields in SCHEMAS:
         if all(field in record for field in fields):
             return name

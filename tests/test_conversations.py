@@ -110,6 +110,7 @@ def test_calls_and_results_of_tools_are_kept():
         ({"q": Q, "a": "我是 {{name}}。"}, "unresolved placeholder"),
         ({"q": Q, "a": "\ud800"}, "text is not valid Unicode"),
         ({"conversations": ONE, "tools": 5}, "tools is not a list of objects"),
+        ({"question": Q, "A": "一", "B": "二", "C": "三", "D": "四", "answer": "A"}, "exam question"),
         ({}, "unknown schema"),
     ],
     ids=lambda x: x if isinstance(x, str) else None,
