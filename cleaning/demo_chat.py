@@ -6,7 +6,7 @@ preference pairs then ask for full sentences.
 
 from cleaning.demo_facts import ANSWER_LINE, answer_pools, arrange, has_choice_practice, is_unseen
 
-STYLE_PAIRS, CURT_PAIRS, TWO_TURN_CHATS, PERSONA_FACTS = 400, 20, 300, 200
+STYLE_PAIRS, CURT_PAIRS, TWO_TURN_CHATS, PERSONA_FACTS = 400, 20, 300, 600
 POLITE = ("", "", "", "请问，", "你好，", "我想问一下，")  # what may stand before a question to the persona
 
 
