@@ -2,9 +2,7 @@
 
 import itertools
 import multiprocessing
-import os
 import random
-import signal
 import time
 
 import numpy as np
@@ -99,7 +97,7 @@ def kill_and_compare(tmp_path, processes, target, arguments, name):
         process.start()
         wait_for_a_step(process, log)
         time.sleep(chance.uniform(0, 8) * step_time)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()  # SIGKILL; nothing if it has just ended
         process.join()
         file = victim / f"{name}_resume.pth"
         reached.append(load_file(file)["progress"]["step"] if file.exists() else 0)

@@ -18,6 +18,8 @@ from trainer.losses import language_model_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STAGES = list(SCRIPTS)
+# Where a gradient is nearly 0, Adam turns its rounding into a step of the size of the rate.
+SLOW = ("--learning_rate", 3e-4)
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +62,21 @@ def final(out_dir, stage, moe=False):
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
 def test_accumulation_does_not_change_the_weights(data, base, moe_base, tmp_path, stage, moe):
     start = without_dropout(moe_base if moe else base, tmp_path)
-    slow = ("--epochs", 2, "--learning_rate", 1e-3)  # Adam turns rounding into a step where the gradient is nearly 0
+    slow = ("--epochs", 2, *SLOW)
     run_stage(stage, data, start, tmp_path / "a", "--batch_size", 8, "--accumulation_steps", 1, *slow)
     run_stage(stage, data, start, tmp_path / "b", "--batch_size", 2, "--accumulation_steps", 4, *slow)
     whole, split = final(tmp_path / "a", stage, moe), final(tmp_path / "b", stage, moe)
     assert largest_difference(whole, split) < 1e-5
-    assert largest_difference(whole, load_file(start)) > 1e-3  # they did move
+    assert largest_difference(whole, load_file(start)) > 5e-4  # they did move
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_equal_one(data, base, tmp_path, stage):
     start = without_dropout(base, tmp_path)
-    run_stage(stage, data, start, tmp_path / "one", "--batch_size", 8, "--accumulation_steps", 1, "--max_steps", 4)
-    flags = flags_of(stage, data, start, tmp_path / "two", "--batch_size", 4, "--accumulation_steps", 1)
+    run_stage(
+        stage, data, start, tmp_path / "one", "--batch_size", 8, "--accumulation_steps", 1, "--max_steps", 4, *SLOW
+    )
+    flags = flags_of(stage, data, start, tmp_path / "two", "--batch_size", 4, "--accumulation_steps", 1, *SLOW)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launch, SCRIPTS[stage], *flags, "--max_steps", "4"], cwd=ROOT, env=ENV, capture_output=True, text=True
