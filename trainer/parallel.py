@@ -45,8 +45,8 @@ def joined(cfg):
         well = True
     finally:
         if well or device.type != "cuda":  # after an error NCCL would wait for the others, which wait for this rank
-            # DDP sits in reference cycles and holds the group; left to the end of the interpreter, the group's threads may
-            # be torn down while they run ("terminate called without an active exception", seen once in 30 starts).
+            # DDP sits in reference cycles and holds the group; left to the end of the interpreter, the group's threads
+            # may be torn down while they run ("terminate called without an active exception", seen once in 30 starts).
             gc.collect()
             dist.destroy_process_group()
 
