@@ -1,5 +1,6 @@
 """Looking at data as a model is trained on it: token by token, with what is scored in colour."""
 
+import codecs
 import os
 import sys
 
@@ -37,6 +38,12 @@ def document_of(path, number, tokenizer):
     return [("document", own, np.arange(len(own)) > 0)]
 
 
+def whole_text(tokenizer, ids):
+    """What each id adds to the text: a character that several ids spell appears with the last of them."""
+    decoder, bytes_of = codecs.getincrementaldecoder("utf-8")("replace"), tokenizer.id_to_bytes
+    return [decoder.decode(bytes_of(i)) if bytes_of(i) else tokenizer.decode([i]) for i in ids]
+
+
 def show(sides, tokenizer, colour=None):
     """Prints each side as flowing text, then as a table: position, id, token, and the label the model learns there.
 
@@ -51,7 +58,10 @@ def show(sides, tokenizer, colour=None):
         tokens = [tokenizer.decode([i]) for i in ids]
         codes = [SCORED if s else CONTROL if not tokenizer.id_to_bytes(i) else OTHER for i, s in zip(ids, scored)]
         if colour:
-            print("".join(paint(token, code) for token, code in zip(tokens, codes)))
+            print("".join(paint(token, code) for token, code in zip(whole_text(tokenizer, ids), codes)))
         print(f"{'position':>8} {'id':>6} {'label':>6}  token")
         for position, (i, s, token, code) in enumerate(zip(ids, scored, tokens, codes)):
-            print(f"{position:>8} {i:>6} {i if s else IGNORE:>6}  {paint(repr(token), code)}")
+            part = (
+                "" if "\ufffd" not in token else f"  bytes {tokenizer.id_to_bytes(i).hex(' ')}, a part of a character"
+            )
+            print(f"{position:>8} {i:>6} {i if s else IGNORE:>6}  {paint(repr(token), code)}{part}")
