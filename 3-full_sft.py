@@ -13,14 +13,12 @@ Stopped? The same command continues where it was. Next: python 2-eval.py, 4-lora
 """
 
 from functools import partial
-from pathlib import Path
 
 import torch
 
 import data_process
-from model.dataset import PretrainDataset, SFTDataset
 from trainer import args, parallel
-from trainer.chat_stage import prepared, replayed, split, start_from
+from trainer.chat_stage import load_conversations, start_from
 from trainer.checkpoint import prepare_out_dir
 from trainer.config import SFTConfig
 from trainer.loop import fit
@@ -36,17 +34,6 @@ def parse(argv):
     return SFTConfig(**args.split(vars(parser.parse_args(argv)), SFTConfig)[0])
 
 
-def load_data(cfg, T, tokenizer, runtime):
-    """Packed conversations, with old rows among them if --replay asks for it."""
-    cache = Path(cfg.out_dir) / "cache"
-    file = prepared("sft", cfg, data_process.clean_file)
-    data = split(SFTDataset(file, T, tokenizer, cache), cfg, runtime)
-    if cfg.replay:
-        data, count = replayed(data, PretrainDataset(cfg.replay_path, T, tokenizer, cache), cfg.replay, cfg.seed)
-        runtime.say(f"replay    {count:,} rows of {cfg.replay_path}")
-    return data
-
-
 def main(argv=None):
     cfg = parse(argv)
     prepare_out_dir(cfg.out_dir)
@@ -54,7 +41,7 @@ def main(argv=None):
         torch.manual_seed(cfg.seed)
         model, tokenizer = start_from(cfg, ["pretrain"], runtime)
         with parallel.main_first(runtime):
-            data = load_data(cfg, model.cfg.max_seq_len, tokenizer, runtime)
+            data = load_conversations(cfg, model.cfg.max_seq_len, tokenizer, runtime, data_process.clean_file)
         if cfg.neftune_alpha:
             model.tok_embeddings.register_forward_hook(neftune(cfg.neftune_alpha))
         fit(model, runtime, cfg, "full_sft", tokenizer, data, partial(language_model_loss, doc_mask=cfg.doc_mask))

@@ -12,15 +12,13 @@ Stopped? The same command continues where it was. Next: python 2-eval.py --lora 
 """
 
 from functools import partial
-from pathlib import Path
 
 import torch
 
 import data_process
-from model.dataset import SFTDataset
 from model.lora import add_lora
 from trainer import args, parallel
-from trainer.chat_stage import adapter_saver, prepared, split, start_from
+from trainer.chat_stage import load_conversations, save_adapter, start_from
 from trainer.checkpoint import prepare_out_dir
 from trainer.config import LoRAConfig
 from trainer.loop import fit
@@ -49,13 +47,11 @@ def main(argv=None):
         model, tokenizer = start_from(cfg, ["full_sft", "pretrain"], runtime)
         add_lora(model, cfg)
         with parallel.main_first(runtime):
-            file = prepared("sft", cfg, data_process.clean_file)
-            dataset = SFTDataset(file, model.cfg.max_seq_len, tokenizer, Path(cfg.out_dir) / "cache")
-            data = split(dataset, cfg, runtime)
+            data = load_conversations(cfg, model.cfg.max_seq_len, tokenizer, runtime, data_process.clean_file)
         if cfg.neftune_alpha:
             model.tok_embeddings.register_forward_hook(neftune(cfg.neftune_alpha))
         loss = partial(language_model_loss, doc_mask=cfg.doc_mask)
-        fit(model, runtime, cfg, f"lora_{cfg.lora_name}", tokenizer, data, loss, adapter_saver(cfg))
+        fit(model, runtime, cfg, f"lora_{cfg.lora_name}", tokenizer, data, loss, partial(save_adapter, cfg))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from model.batch import collate_pairs
 from model.dataset import DPODataset
 from model.lora import add_lora
 from trainer import args, parallel
-from trainer.chat_stage import adapter_saver, prepared, split, start_from
+from trainer.chat_stage import prepared, save_adapter, split, start_from
 from trainer.checkpoint import prepare_out_dir, save_weights
 from trainer.config import PreferenceConfig
 from trainer.loop import fit
@@ -69,7 +69,7 @@ def main(argv=None):
             data = load_data(cfg, model, tokenizer, runtime)
         if cfg.use_lora:
             add_lora(model, cfg)
-        save = adapter_saver(cfg) if cfg.use_lora else save_weights
+        save = partial(save_adapter, cfg) if cfg.use_lora else save_weights
         fit(model, runtime, cfg, "dpo", tokenizer, data, partial(preference_loss, cfg=cfg), save)
 
 

@@ -1,6 +1,7 @@
 """What holds for pretraining holds for every later stage: splits, ranks, stopping; and what each is told is wrong."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -189,14 +190,16 @@ def test_a_v1_file_without_description_starts_from_the_right_loss(data, base, tm
     assert start == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_replay_and_noise_train_and_are_told(data, base, tmp_path, tokenizer_dir, capsys):
+@pytest.mark.parametrize("stage", ["full_sft", "lora_sft"])
+def test_replay_and_noise_train_and_are_told(data, base, tmp_path, tokenizer_dir, capsys, stage):
     text = tmp_path / "t.jsonl"
     text.write_text("".join(json.dumps({"text": f"北京天气{i}"}) + "\n" for i in range(80)), encoding="utf-8")
     out = tmp_path / "t.bin"
     call("data_process.py", "pretrain", "--input", text, "--output", out, "--tokenizer", tokenizer_dir)
     more = ("--max_steps", 2, "--batch_size", 4, "--neftune_alpha", 5, "--replay", 0.25, "--replay_path", out)
-    run_stage("full_sft", data, base, tmp_path / "out", *more)
-    assert "replay" in capsys.readouterr().out
+    run_stage(stage, data, base, tmp_path / "out", *more)
+    said = re.search(r"replay    (\d+) rows of .*data      (\d+) rows", capsys.readouterr().out, re.DOTALL)
+    assert int(said[1]) / int(said[2]) == pytest.approx(0.25, abs=0.05)
 
 
 # ---- what goes wrong -----------------------------------------------------------------------------------------------

@@ -1,13 +1,12 @@
 """What the stages after pretraining share: the checkpoint they start from, and conversations to train on."""
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save as to_safetensors
 
-from model.dataset import Mixed, split_rows
+from model.dataset import Mixed, PretrainDataset, SFTDataset, split_rows
 from model.lora import adapted, merged_state, peft_config, peft_tensors
 from trainer import checkpoint
 from trainer.run import Data
@@ -40,13 +39,8 @@ def adapter_folder(path):
     return path.with_suffix("")
 
 
-def adapter_saver(cfg):
-    """The save_weights of a LoRA run: the merged .pth, and beside it the adapter in PEFT's format."""
-    return partial(save_adapter, cfg)
-
-
 def save_adapter(cfg, path, model, description):
-    """Writes <path without .pth>/adapter_model.safetensors and adapter_config.json, then the merged weights."""
+    """The save_weights of a LoRA run: the adapter in PEFT's format in <path without .pth>/, then the merged .pth."""
     folder = adapter_folder(path)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = to_safetensors(peft_tensors(model), metadata={"format": "pt"})
@@ -54,6 +48,21 @@ def save_adapter(cfg, path, model, description):
     checkpoint.save_json(folder / "adapter_config.json", peft_config(cfg, model, cfg.init_from))
     lora = {"base": cfg.init_from, "rank": cfg.rank, "alpha": cfg.alpha, "layers": len(adapted(model))}
     checkpoint.save_weights(path, model, {**description, "lora": lora}, merged_state(model))
+
+
+def load_conversations(cfg, T, tokenizer, runtime, clean):
+    """The Data of a stage that learns from conversations: packed rows, with old rows among them for --replay.
+
+    Args:
+        cfg: an SFTConfig or LoRAConfig.
+        clean: as in prepared.
+    """
+    cache = Path(cfg.out_dir) / "cache"
+    data = split(SFTDataset(prepared("sft", cfg, clean), T, tokenizer, cache), cfg, runtime)
+    if cfg.replay:
+        data, count = replayed(data, PretrainDataset(cfg.replay_path, T, tokenizer, cache), cfg.replay, cfg.seed)
+        runtime.say(f"replay    {count:,} rows of {cfg.replay_path}")
+    return data
 
 
 def replayed(data, old, share, seed):

@@ -142,7 +142,7 @@ def newest(out_dir, stages=tuple(STAGES)):
 
 def latest_stage(out_dir, stages):
     """The newest checkpoint of the first of `stages` that has any."""
-    return newest(out_dir, next((s for s in stages if any(Path(out_dir).glob(f"{s}_*.pth"))), stages[0]).split())
+    return newest(out_dir, [next((s for s in stages if any(Path(out_dir).glob(f"{s}_*.pth"))), stages[0])])
 
 
 def infer_config(state):

@@ -120,7 +120,6 @@ class PreferenceConfig(ChatConfig, Adapter):
     """Settings of learning from preferences."""
 
     use_lora: bool = knob(False, "train an adapter only (see LoRA), and merge it at the end")
-
     loss: str = knob("sigmoid", "sigmoid (DPO), ipo, simpo or orpo", ["sigmoid", "ipo", "simpo", "orpo"])
     beta: float | None = knob(None, "reward scale; for orpo the odds ratio's weight; unset: 0.1, for simpo 2")
     label_smoothing: float = knob(0.0, "sigmoid: chance that a pair is labelled the wrong way round")
@@ -144,7 +143,7 @@ class PreferenceConfig(ChatConfig, Adapter):
 FREE = {
     *("out_dir", "fresh", "epochs", "max_steps", "device", "compile", "parallel", "ddp", "local_rank", "num_workers"),
     *("log_interval", "save_interval", "eval_interval", "eval_batches", "use_wandb", "wandb_project", "model_name"),
-    *("data_path", "init_from", "tokenizer", "dtype", "replay_path"),  # compared by what they lead to: see loop.CONTENT
+    *("data_path", "init_from", "tokenizer", "dtype", "replay_path"),  # compared by what they lead to: see run.CONTENT
     *("batch_size", "accumulation_steps"),  # only their product with the number of ranks matters: rows_per_step
 }
 
