@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 import tempfile
 from collections import Counter
 from functools import partial
@@ -13,6 +12,7 @@ import numpy as np
 
 from cleaning.conversations import conversation_of
 from cleaning.encodings import ignore
+from cleaning.files import write_lines
 from cleaning.preferences import pair_of
 from cleaning.readers import Drops, expand_inputs, read_records
 
@@ -195,17 +195,3 @@ def clean(kind, sources, output, filters, seed=0, allow_empty=False, progress=ig
     finally:
         for file in stack:
             file.close()
-
-
-def write_lines(output, lines):
-    """Lines of text → a file, whole or not at all."""
-    output = Path(output)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)

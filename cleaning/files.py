@@ -23,6 +23,20 @@ def write_files(folder, texts):
             temporary.unlink(missing_ok=True)
 
 
+def write_lines(output, lines):
+    """Lines of text → a file, whole or not at all."""
+    output = Path(output)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def progress_meter(total, label):
     """update(n): shows n more of `total` bytes, as a bar on a terminal and otherwise as a line every 10 seconds."""
     if sys.stderr.isatty():

@@ -13,15 +13,10 @@ def file_digest(path):
     """First 16 hex digits of the SHA-256 of a file; FileNotFoundError with the command that makes it."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no data at {path}; make it with: python data_process.py sft (or dpo) --output {path}")
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()[:16] if hasattr(hashlib, "file_digest") else digest(f)
-
-
-def digest(f):
-    """file_digest for Python 3.10."""
     total = hashlib.sha256()
-    while part := f.read(1 << 20):
-        total.update(part)
+    with open(path, "rb") as f:
+        while part := f.read(1 << 20):
+            total.update(part)
     return total.hexdigest()[:16]
 
 

@@ -8,6 +8,30 @@ from model.chat_data import Growing, chunks, file_digest, read_jsonl
 from model.packing import pack
 
 
+def lines_of(table, row_ends, index):
+    """The lines of `table` that make up row `index`; none for FILLER."""
+    if index == FILLER:
+        return table[:0]
+    return table[row_ends[index - 1] if index else 0 : row_ends[index]]
+
+
+def filled_row(index, T, pad_id, parts):
+    """A Sample of documents one after another, padding behind them.
+
+    Args:
+        parts: (ids (n,), scored: (n,) bool or True) of each document; together at most T + 1 ids.
+    """
+    ids = np.full(T + 1, pad_id, dtype=np.int64)
+    docs = np.full(T + 1, -1, dtype=np.int64)
+    scored = np.zeros(T + 1, dtype=bool)
+    at = 0
+    for number, (own, own_scored) in enumerate(parts):
+        place = slice(at, at + len(own))
+        ids[place], scored[place], docs[place] = own, own_scored, number
+        at += len(own)
+    return Sample(index, ids, docs, scored)
+
+
 class PretrainDataset(Mapped):
     """Rows of T + 1 ids packed from the documents of a .bin, or of a folder of shards.
 
@@ -58,16 +82,9 @@ class PretrainDataset(Mapped):
         return len(self.row_ends)
 
     def __getitem__(self, index):
-        ids = np.full(self.T + 1, self.pad_id, dtype=np.int64)
-        docs = np.full(self.T + 1, -1, dtype=np.int64)
-        if index != FILLER:
-            first = self.row_ends[index - 1] if index else 0
-            at = 0
-            for number, (shard, start, length) in enumerate(self.pieces[first : self.row_ends[index]]):
-                ids[at : at + length] = self.shards[shard][start : start + length]
-                docs[at : at + length] = number
-                at += length
-        return Sample(index, ids, docs, docs >= 0)
+        pieces = lines_of(self.pieces, self.row_ends, index)
+        parts = ((self.shards[shard][start : start + length], True) for shard, start, length in pieces)
+        return filled_row(index, self.T, self.pad_id, parts)
 
 
 class ChatRows(Mapped):
@@ -125,23 +142,12 @@ class ChatRows(Mapped):
         return float(self.table[:, 1::2].sum() / (len(self) * (self.T + 1) * (self.columns // 2)))
 
     def _entries(self, index):
-        """The table's lines of a row; none for FILLER."""
-        if index == FILLER:
-            return self.table[:0]
-        return self.table[self.row_ends[index - 1] if index else 0 : self.row_ends[index]]
+        return lines_of(self.table, self.row_ends, index)
 
     def _sample(self, index, places):
         """One row of the documents at `places`: (start, length) each."""
-        ids = np.full(self.T + 1, self.pad_id, dtype=np.int64)
-        docs = np.full(self.T + 1, -1, dtype=np.int64)
-        scored = np.zeros(self.T + 1, dtype=bool)
-        at = 0
-        for number, (start, length) in enumerate(places):
-            ids[at : at + length] = self.ids[start : start + length]
-            scored[at : at + length] = self.scored[start : start + length]
-            docs[at : at + length] = number
-            at += length
-        return Sample(index, ids, docs, scored)
+        parts = ((self.ids[start : start + n], self.scored[start : start + n]) for start, n in places)
+        return filled_row(index, self.T, self.pad_id, parts)
 
 
 class SFTDataset(ChatRows):
