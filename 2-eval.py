@@ -18,30 +18,11 @@ from pathlib import Path
 
 from inference.chat import Conversation, adapter_path
 from inference.engine import Sampling, generate, stream_text
-from inference.terminal import asked, converse, read_prompts, show, typed_lines
+from inference.terminal import BEGINNINGS, QUESTIONS, asked, converse, read_prompts, show, typed_lines
 from model.lora import load_adapter
 from trainer import args
-from trainer.checkpoint import newest, open_checkpoint, prepare_out_dir, write_atomically
+from trainer.checkpoint import is_chat_stage, newest, open_checkpoint, prepare_out_dir, write_atomically
 from trainer.runtime import choose_device
-
-BEGINNINGS = [
-    "中国的首都是",
-    "地球绕着",
-    "水的化学式是",
-    "人工智能",
-    "从前有一座山",
-    "长江是",
-    "The capital of France is",
-]
-QUESTIONS = [
-    "你好！",
-    "你是谁？",
-    "法国的首都是哪里？",
-    "请介绍一下你自己。",
-    "水的化学式是什么？",
-    "3加5等于几？",
-    "Who are you?",
-]
 
 
 def parse(argv):
@@ -74,8 +55,8 @@ def open_model(typed):
     model, tokenizer, about = open_checkpoint(path, choose_device(typed.device), typed.tokenizer)
     if adapter:
         load_adapter(model, adapter)
-    stage = about.get("stage", path.stem)  # MiniMind's files have no description, but tell the stage by their names
-    chats = typed.mode == "chat" or (typed.mode == "auto" and (bool(adapter) or not stage.startswith("pretrain")))
+    stage = about.get("stage", path.stem)
+    chats = typed.mode == "chat" or (typed.mode == "auto" and (bool(adapter) or is_chat_stage(stage)))
     print(f"{path}: {stage}, {model.n_params():,} parameters" + (f", adapter {adapter}" if adapter else ""))
     return model, tokenizer, path, chats
 

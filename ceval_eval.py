@@ -1,123 +1,138 @@
-"""An exam for any checkpoint: four options a question, in C-Eval's CSV layout.
+"""An exam for any checkpoint: four options a question, in the CSV layouts of C-Eval, CMMLU and MMLU.
 
-reads    dataset/ceval-exam/{dev,val,test}/<subject>_<split>.csv, and any checkpoint (its shape comes from the file)
-writes   out/ceval/<subject>.csv with each question's scores, and summary.json
+reads    --data_dir with dev/, val/ or test/ of CSV files; checkpoints of any stage (their shape comes from the file) or
+         folders of Hugging Face's
+writes   --results_dir: a CSV per subject with each question's scores, summary.json, submission.json (C-Eval's official
+         form, for a split without answers); with several models comparison.json and a folder for each
 
     python ceval_eval.py --data_dir dataset/ceval-exam --split val --shots 0 --scoring both --model out/pretrain_512.pth
+    python ceval_eval.py --data_dir dataset/ceval-exam --compare out/pretrain_512.pth out/full_sft_512.pth
 
 cloze: which option's text is the likeliest answer; works for base models. letter: which of A-D follows the question
-with its options; small models score at chance there. Guessing gives 25 %: look at the interval before you cheer.
+with its options; small models score at chance there. Guessing gives 25 %: the last lines say whether this is more.
 """
 
-import csv
-import io
-from collections import defaultdict
+import time
 from pathlib import Path
 
-from tqdm import tqdm
+import torch
 
-from evaluation import multiple_choice as exam
+from evaluation import exam_results
+from evaluation.comparison import compare, write_samples
+from evaluation.exams import read_exam
+from evaluation.multiple_choice import SCORINGS, STANDARD_INSTRUCTIONS, Prompts, score_exam
+from evaluation.reader import open_reader
+from inference.chat import adapter_path
+from model.lora import load_adapter
 from trainer import args
-from trainer.checkpoint import newest, open_checkpoint, save_json, write_atomically
-from trainer.runtime import choose_device
+from trainer.checkpoint import is_chat_stage, newest, prepare_out_dir, provenance
+from trainer.runtime import choose_device, has_bf16
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def parse(argv):
     """The command line → namespace."""
     parser = args.make_parser(__doc__)
-    args.add_flag(
-        parser, "data_dir", default="dataset/ceval-exam", help="the exam's folder (default: dataset/ceval-exam)"
-    )
-    args.add_flag(parser, "split", default="val", choices=["dev", "val", "test"], help="which part (default: val)")
-    args.add_flag(parser, "shots", type=int, default=0, help="solved examples before each question (default: 0)")
-    args.add_flag(parser, "scoring", default="both", choices=["cloze", "letter", "both"], help="default: both")
-    args.add_flag(parser, "model", help="checkpoint (default: the newest in --out_dir)")
-    args.add_flag(parser, "out_dir", default="out", help="where to look for checkpoints (default: out)")
-    args.add_flag(parser, "results_dir", default="out/ceval", help="folder for the results (default: out/ceval)")
-    args.add_flag(parser, "tokenizer", help="tokenizer folder (default: the one recorded in the checkpoint)")
-    args.add_flag(parser, "device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    return parser.parse_args(argv)
+    flag = lambda name, help, **kwargs: args.add_flag(parser, name, help=help, **kwargs)  # noqa: E731
+    flag("data_dir", "the exam's folder (default: dataset/ceval-exam)", default="dataset/ceval-exam")
+    flag("split", "dev, val or test, or what the folder has (default: val)", default="val")
+    flag("shots", "solved examples of dev before each question (default: 0)", type=int, default=0)
+    flag("scoring", "default: both", default="both", choices=["cloze", "letter", "both"])
+    flag("model", "a checkpoint, or a folder of Hugging Face's (default: the newest in --out_dir)")
+    flag("compare", "several, with a paired test", nargs="+", metavar="MODEL", default=[])
+    flag("lora", "adapter: a name in --out_dir, or a folder", metavar="NAME")
+    flag("prompt", "auto: letters as a chat where the model was trained on chats, texts plain", default="auto",
+         choices=["auto", "plain", "chat"])  # fmt: skip
+    flag("instruction", "what stands before the examples, {subject} replaced; 'standard': the authors'", default="")
+    flag("rotations", "orders of the options in letter scoring, 1 to 4 (default: 2)", type=int, default=2)
+    flag("submit", "the scoring of submission.json (default: letter, or cloze_sum)", choices=[*SCORINGS])
+    flag("out_dir", "where to look for checkpoints (default: out)", default="out")
+    flag("results_dir", "folder for the results (default: out/ceval)", default="out/ceval")
+    flag("tokenizer", "tokenizer folder (default: the one recorded in the checkpoint)")
+    flag("device", "auto, cpu, cuda, cuda:N or mps (default: auto)", default="auto")
+    flag("dtype", "of the layers (default: float32; scores are always float32)", default="float32", choices=[*DTYPES])
+    typed = parser.parse_args(argv)
+    if typed.shots < 0 or not 1 <= typed.rotations <= 4:
+        raise ValueError(f"--shots {typed.shots} must be 0 or more, --rotations {typed.rotations} 1 to 4")
+    if typed.model and typed.compare:
+        raise ValueError("give either --model or --compare, which takes several")
+    if len(typed.compare) == 1:
+        raise ValueError(f"--compare needs at least two models, not {typed.compare[0]} alone; for one use --model")
+    scored = [name for name in SCORINGS if typed.scoring == "both" or name.startswith(typed.scoring)]
+    typed.submit = typed.submit or ("letter" if "letter" in scored else "cloze_sum")
+    if typed.submit not in scored:
+        raise ValueError(
+            f"--submit {typed.submit} is not among what --scoring {typed.scoring} gives: {', '.join(scored)}"
+        )
+    return typed
 
 
-def prefixes_for(typed, questions, prompt, answer_of):
-    """{subject: its solved examples from the dev split as text}"""
-    if typed.shots == 0:
-        return defaultdict(str)
-    examples = defaultdict(list)
-    for q in exam.read_exam(typed.data_dir, "dev"):
-        examples[q.subject].append(q)
-    subjects = {q.subject for q in questions}
-    return {s: exam.few_shot_prefix(examples[s][: typed.shots], prompt, answer_of) for s in subjects}
+def prompts_for(typed, exam, stage):
+    """{"cloze", "letter": Prompts}: how this model is asked.
 
-
-def score(typed, model, tokenizer, questions):
-    """{name of the scoring: (N, 4) scores}"""
-    scores = {}
-    kinds = ["cloze", "letter"] if typed.scoring == "both" else [typed.scoring]
-    for kind in kinds:
-        with tqdm(total=4 * len(questions), desc=kind, unit="options", disable=None) as bar:
-            if kind == "cloze":
-                prefixes = prefixes_for(typed, questions, exam.cloze_prompt, lambda e: e.options[e.answer])
-                found = exam.score_cloze(model, tokenizer, questions, prefixes, bar.update)
-                scores.update({f"cloze_{name}": s for name, s in found.items()})
-            else:
-                prefixes = prefixes_for(typed, questions, exam.letter_prompt, lambda e: exam.LETTERS[e.answer])
-                scores.update(exam.score_letter(model, tokenizer, questions, prefixes, bar.update))
-    return scores
-
-
-def summarise(questions, scores):
-    """{scoring: {questions, answered, right, accuracy, interval, by subject}}"""
-    summary = {}
-    for name, table in scores.items():
-        tally = defaultdict(lambda: [0, 0])
-        for q, choice in zip(questions, table.argmax(1).tolist()):
+    A chat model answers in sentences, so even its knowledge of an option's bare text shows best in plain text.
+    """
+    examples = {}
+    if typed.shots:
+        for q in read_exam(typed.data_dir, "dev").questions:
             if q.answer is not None:
-                tally[q.subject][0] += choice == q.answer
-                tally[q.subject][1] += 1
-        right, n = (sum(t[i] for t in tally.values()) for i in (0, 1))
-        summary[name] = {
-            "right": right,
-            "answered": n,
-            "accuracy": right / n if n else None,
-            "interval_95": exam.wilson(right, n),
-            "subjects": {s: {"right": r, "questions": k, "accuracy": r / k} for s, (r, k) in tally.items()},
-        }
-    return summary
+                examples.setdefault(q.subject, []).append(q)
+        without = sorted(set(exam.names) - set(examples))
+        if without:
+            raise ValueError(f"--shots {typed.shots}: dev has no solved example of {', '.join(without[:5])}")
+    chats = is_chat_stage(stage) or bool(typed.lora)
+    chat = {"plain": (False, False), "chat": (True, True), "auto": (False, chats)}[typed.prompt]
+    instruction = STANDARD_INSTRUCTIONS[exam.english] if typed.instruction == "standard" else typed.instruction
+    prompts = {kind: Prompts(exam.english, c, instruction, examples) for kind, c in zip(("cloze", "letter"), chat)}
+    return {kind: p for kind, p in prompts.items() if typed.scoring in (kind, "both")}
 
 
-def save(typed, questions, scores, summary, path):
-    """One CSV per subject with each question's scores, and summary.json."""
-    folder = Path(typed.results_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    for subject in sorted({q.subject for q in questions}):
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(["id", "answer", *(f"{name}_{letter}" for name in scores for letter in exam.LETTERS)])
-        for i, q in enumerate(questions):
-            if q.subject == subject:
-                letter = "" if q.answer is None else exam.LETTERS[q.answer]
-                writer.writerow([q.id, letter, *(f"{v:.6f}" for s in scores.values() for v in s[i].tolist())])
-        write_atomically(folder / f"{subject}.csv", lambda f, t=text: f.write(t.getvalue().encode("utf-8")))
-    facts = {"model": str(path), "split": typed.split, "shots": typed.shots, "questions": len(questions)}
-    save_json(folder / "summary.json", {**facts, "scorings": summary})
+def take(typed, exam, path, folder):
+    """One model takes the exam: its results are shown and saved; → ({scoring: (N, 4)}, samples of its text)."""
+    device, dtype = choose_device(typed.device), DTYPES[typed.dtype]
+    if dtype == torch.bfloat16 and not has_bf16(device):
+        raise ValueError(f"--dtype bfloat16: {device} has no bf16 units; use float32")
+    put_on = (lambda m: load_adapter(m, adapter_path(typed.lora, typed.out_dir))) if typed.lora else None
+    reader, tokenizer, about = open_reader(path, device, dtype, typed.tokenizer, put_on)
+    prompts = prompts_for(typed, exam, about["stage"])
+    style = ", ".join(f"{kind} {'as a chat' if p.chat else 'plain'}" for kind, p in prompts.items())
+    print(f"\n{path}: {len(exam.questions)} questions of {typed.data_dir} ({typed.split}), {style}, {typed.dtype}")
+    start = time.perf_counter()
+    scores, turned, used = score_exam(reader, tokenizer, exam, prompts, typed.shots, typed.rotations)
+    seconds = time.perf_counter() - start
+    if min(used) < typed.shots:
+        fewer, mean = sum(k < typed.shots for k in used), sum(used) / len(used)
+        print(
+            f"{fewer} questions with fewer than {typed.shots} examples ({mean:.1f}): {reader.limit} tokens of context"
+        )
+    summary = exam_results.summarise(exam, scores, turned)
+    facts = {"model": str(path), "stage": about["stage"], "lora": typed.lora, "data_dir": str(typed.data_dir),
+             "split": typed.split, "shots": typed.shots, "prompt": style, "instruction": typed.instruction,
+             "dtype": typed.dtype, "seconds": seconds, **provenance()}  # fmt: skip
+    secret = all(q.answer is None for q in exam.questions)
+    exam_results.save(folder, exam, scores, summary, facts, typed.submit if secret else None)
+    for line in exam_results.show(exam, summary):
+        print(line)
+    print(f"{len(exam.questions) / seconds:.1f} questions/s; details in {folder}")
+    chat = is_chat_stage(about["stage"]) or bool(typed.lora)
+    return scores, write_samples(reader, tokenizer, chat) if typed.compare else {}
 
 
 def main(argv=None):
     typed = parse(argv)
-    questions = exam.read_exam(typed.data_dir, typed.split)
-    path = Path(typed.model) if typed.model else newest(typed.out_dir)
-    model, tokenizer, _ = open_checkpoint(path, choose_device(typed.device), typed.tokenizer)
-    print(f"{path}: {len(questions)} questions of {typed.data_dir} ({typed.split}, {typed.shots} shots)")
-    scores = score(typed, model, tokenizer, questions)
-    summary = summarise(questions, scores)
-    save(typed, questions, scores, summary, path)
-    for name, s in summary.items():
-        if s["answered"]:
-            low, high = s["interval_95"]
-            verdict = "above chance" if low > 0.25 else "below chance" if high < 0.25 else "no different from guessing"
-            print(f"{name:<16} {s['right']}/{s['answered']}  {s['accuracy']:.1%}  [{low:.1%}, {high:.1%}]  {verdict}")
-    print(f"details in {typed.results_dir}")
+    prepare_out_dir(typed.results_dir)
+    exam = read_exam(typed.data_dir, typed.split)
+    if exam.problems:
+        print("\n".join(["problems in the exam's files:", *exam.report()]))
+    models = typed.compare or [typed.model or newest(typed.out_dir)]
+    if not typed.compare:
+        take(typed, exam, models[0], typed.results_dir)
+        return
+    folders = [Path(typed.results_dir, f"{i}_{Path(model).stem}") for i, model in enumerate(models, 1)]
+    taken = {model: take(typed, exam, model, folder) for model, folder in zip(models, folders)}
+    scores, samples = ({model: own[i] for model, own in taken.items()} for i in (0, 1))
+    compare(exam, scores, samples, typed.results_dir)
 
 
 if __name__ == "__main__":

@@ -1,156 +1,207 @@
-"""Exams with four options: how likely a model finds each option's text, or its letter.
+"""Questions with four options → prompts → scores: how likely a model finds each option's text, or its letter.
 
-C-Eval's CSV layout: <data_dir>/<split>/<subject>_<split>.csv with columns id, question, A, B, C, D, answer (missing in
-a test split), and subject_mapping.json: {subject: [English name, Chinese name, category]}.
+Plain prompts are those of C-Eval's and MMLU's authors, the text and its continuation encoded together, as lm-eval does;
+chat prompts are the user's turn, the option the assistant's. The highest score is the choice.
 """
 
-import csv
-import math
+from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-LETTERS = "ABCD"
-ANSWER = "\n答案："
-BATCH_TOKENS = 8192  # positions scored at once
+from evaluation.exams import LETTERS
+from evaluation.likelihood import Request, log_probs
+
+SCORINGS = {
+    "cloze_sum": "log-probability of the option's text",
+    "cloze_per_token": "the same, per token",
+    "cloze_per_byte": "the same, per UTF-8 byte",
+    "cloze_prior": "the same, less its log-probability without a question (Brown et al. 2020, arXiv:2005.14165)",
+    "letter": "log-probability of the option's letter",
+    "letter_space": "the same with a space before the letter",
+}
+STANDARD_INSTRUCTIONS = {
+    False: "以下是中国关于{subject}考试的单项选择题，请选出其中的正确答案。\n\n",
+    True: "The following are multiple choice questions (with answers) about {subject}.\n\n",
+}
 
 
 @dataclass
-class Question:
-    """One question; `options` in the order A-D, `answer` 0-3 or None where the exam keeps it secret."""
+class Prompts:
+    """How questions are put.
 
-    subject: str
-    id: str
-    text: str
-    options: list
-    answer: int | None
+    Attributes:
+        english: English or Chinese words around the question.
+        chat: as turns of a conversation; needs a model that was trained on them.
+        instruction: what stands before the examples; {subject} is replaced.
+        examples: {subject: solved Questions}, the first of which are shown before each question.
+    """
 
+    english: bool = False
+    chat: bool = False
+    instruction: str = ""
+    examples: dict = None
 
-def read_exam(data_dir, split):
-    """All questions of a split, by subject; FileNotFoundError or ValueError names what is missing."""
-    files = sorted(Path(data_dir, split).glob(f"*_{split}.csv"))
-    if not files:
-        raise FileNotFoundError(f"no {split}/<subject>_{split}.csv in {data_dir}; it should look like C-Eval's folder")
-    return [q for file in files for q in read_subject(file, file.stem.removesuffix(f"_{split}"))]
+    @property
+    def answer_line(self):
+        """What stands between a question and its answer."""
+        return "\nAnswer:" if self.english else "\n答案："
 
+    @property
+    def gap(self):
+        """What stands between the answer line and an option's text."""
+        return " " if self.english else ""
 
-def read_subject(file, subject):
-    """The questions of one CSV file; a row without a question or with an empty option is an error naming the line."""
-    with open(file, encoding="utf-8-sig", newline="") as f:
-        reader = csv.DictReader(f)
-        missing = {"question", *LETTERS} - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(
-                f"{file} has no column {', '.join(sorted(missing))}; C-Eval's are id, question, A, B, C, D, answer"
-            )
-        questions = []
-        for row in reader:
-            if not row["question"] or not all(row[letter] for letter in LETTERS):
-                raise ValueError(f"{file} line {reader.line_num}: the question or an option is empty")
-            answer = LETTERS.find((row.get("answer") or "").strip() or "?")
-            options = [row[letter] for letter in LETTERS]
-            questions.append(
-                Question(
-                    subject,
-                    row.get("id") or str(len(questions)),
-                    row["question"],
-                    options,
-                    answer if answer >= 0 else None,
-                )
-            )
-    return questions
+    def ask(self, kind, question, options=None):
+        """The text of one question for scoring `kind`; options in another order than the question's if given."""
+        lines = "".join(f"\n{a}. {o}" for a, o in zip(LETTERS, options or question.options)) if kind == "letter" else ""
+        if self.chat and kind == "cloze":
+            return question.text
+        return question.text + lines + self.answer_line
 
+    def reply(self, kind, question):
+        """The right answer to an example."""
+        return LETTERS[question.answer] if kind == "letter" else question.options[question.answer]
 
-def cloze_prompt(question):
-    """The question as plain text; the option's text follows."""
-    return question.text + ANSWER
-
-
-def letter_prompt(question):
-    """The question with its options; a letter follows."""
-    return question.text + "".join(f"\n{letter}. {o}" for letter, o in zip(LETTERS, question.options)) + ANSWER
+    def write(self, kind, question, name, shots, options=None):
+        """A question behind `shots` examples: a str, or a list of turns in a chat."""
+        examples = (self.examples or {}).get(question.subject, [])[:shots]
+        instruction = self.instruction.replace("{subject}", name)
+        if self.chat:
+            turns = [{"role": "system", "content": instruction.strip()}] if instruction else []
+            for e in examples:
+                turns.append({"role": "user", "content": self.ask(kind, e)})
+                turns.append({"role": "assistant", "content": self.reply(kind, e)})
+            return [*turns, {"role": "user", "content": self.ask(kind, question, options)}]
+        solved = "".join(f"{self.ask(kind, e)}{self.gap}{self.reply(kind, e)}\n\n" for e in examples)
+        return instruction + solved + self.ask(kind, question, options)
 
 
-def few_shot_prefix(examples, prompt, answer_of):
-    """Solved examples that stand before a question."""
-    return "".join(prompt(e) + answer_of(e) + "\n\n" for e in examples)
+def encode(tokenizer, prompts, continuations):
+    """Prompts (str, or turns of a chat) and what may follow each → [(context ids, [continuation ids])].
+
+    A plain text is encoded together with its continuation and cut where the text alone would end, as lm-eval does;
+    where the two grow together a continuation keeps at least one id, and the contexts of one prompt may then differ.
+    """
+    if prompts and not isinstance(prompts[0], str):
+        answers = iter(tokenizer.encode_batch([c for own in continuations for c in own]))
+        return [
+            [(tokenizer.encode_prompt(turns), next(answers)) for _ in own] for turns, own in zip(prompts, continuations)
+        ]
+    alone = tokenizer.encode_batch(prompts)
+    together = iter(tokenizer.encode_batch([p + c for p, own in zip(prompts, continuations) for c in own]))
+    encoded = []
+    for text, own in zip(alone, continuations):
+        pairs = []
+        for _ in own:
+            ids = [tokenizer.bos_id, *next(together)]
+            cut = min(1 + len(text), len(ids) - 1)
+            pairs.append((ids[:cut], ids[cut:]))
+        encoded.append(pairs)
+    return encoded
 
 
-@torch.inference_mode()
-def continuation_log_probs(model, tokenizer, pairs, progress=lambda n: None):
-    """log p(continuation | context) for many pairs, longest first so that batches hold rows of one length.
+def fit_examples(tokenizer, limit, questions, shots, write, continuations):
+    """Encodes every question behind as many of its examples as the context holds, at most `shots`.
 
     Args:
-        model: a Transformer in eval mode.
-        pairs: (context, continuation) strings; scored are the joined string's tokens behind the context's (as lm-eval).
-        progress: called with the number of pairs done.
+        write: (question, shots) → prompt.
+        continuations: per question, what may follow.
     Returns:
-        nats: (N,) float64 summed log-probabilities; tokens: (N,) their number.
+        encoded: as `encode` returns; used: (N,) list, the number of examples of each question.
     """
-    rows = []
-    for number, (context, continuation) in enumerate(pairs):
-        before, ids = ([tokenizer.bos_id, *tokenizer.encode(t)] for t in (context, context + continuation))
-        # usually len(before); less where the continuation's first character merged with the context's last
-        start = next((i for i, (a, b) in enumerate(zip(before, ids)) if a != b), len(before))
-        limit = model.cfg.max_seq_len + 1
-        if len(ids) > limit:  # keep the end: the question is nearer to the answer than the examples are
-            start, ids = max(start - (len(ids) - limit), 1), ids[-limit:]
-        rows.append((len(ids), number, start, ids))
-    rows.sort(key=lambda r: (-r[0], r[1]))
-    nats = torch.zeros(len(rows), dtype=torch.float64)
-    tokens = torch.zeros(len(rows), dtype=torch.int64)
-    at = 0
-    while at < len(rows):
-        batch = rows[at : at + max(1, BATCH_TOKENS // rows[at][0])]
-        at += len(batch)
-        ids = torch.full((len(batch), batch[0][0]), tokenizer.eos_id)
-        scored = torch.zeros(ids.shape, dtype=torch.bool)
-        for i, (length, _, start, row) in enumerate(batch):
-            ids[i, :length] = torch.tensor(row)
-            scored[i, start:length] = True
-        ids, scored = ids.to(model.rope_cos.device), scored[:, 1:].to(model.rope_cos.device)
-        logits = model(ids[:, :-1]).logits
-        picked = logits[scored].float().log_softmax(-1).gather(1, ids[:, 1:][scored][:, None]).squeeze(1)
-        sums = (
-            torch.zeros(scored.shape, dtype=torch.float64, device=ids.device)
-            .masked_scatter(scored, picked.double())
-            .sum(1)
-        )
-        where = torch.tensor([r[1] for r in batch])
-        nats[where], tokens[where] = sums.cpu(), scored.sum(1).cpu()
-        progress(len(batch))
-    return nats, tokens
+    encoded, used = [None] * len(questions), [shots] * len(questions)
+    waiting = list(range(len(questions)))
+    while waiting:
+        found = encode(tokenizer, [write(questions[i], used[i]) for i in waiting], [continuations[i] for i in waiting])
+        for i, pairs in zip(waiting, found):
+            encoded[i] = pairs
+        too_long = lambda i: max(len(c) + len(o) for c, o in encoded[i]) > limit + 1  # noqa: E731
+        waiting = [i for i in waiting if used[i] and too_long(i)]
+        for i in waiting:
+            used[i] -= 1
+    return encoded, used
 
 
-def score_cloze(model, tokenizer, questions, prefixes, progress=lambda n: None):
-    """Likelihood of each option's text.
+def score(reader, encoded, groups, progress=lambda n: None):
+    """Encoded questions → (nats, tokens), each (N, options) float64; questions of one group may begin alike."""
+    requests, sizes = [], []
+    for pairs, group in zip(encoded, groups):
+        by_context = defaultdict(list)
+        for context, continuation in pairs:
+            by_context[tuple(context)].append(continuation)
+            sizes.append(len(continuation))
+        requests.append((pairs, [Request(list(c), own, group) for c, own in by_context.items()]))
+    found = iter(log_probs(reader, [r for _, own in requests for r in own], progress).tolist())
+    nats = []
+    for pairs, own in requests:  # back into the order of the options
+        by_context = {tuple(r.context): iter([next(found) for _ in r.continuations]) for r in own}
+        nats += [next(by_context[tuple(context)]) for context, _ in pairs]
+    shape = (len(encoded), -1)
+    return torch.tensor(nats, dtype=torch.float64).view(shape), torch.tensor(sizes, dtype=torch.float64).view(shape)
 
-    Returns:
-        {'sum', 'per_token', 'per_byte'}: (N, 4) scores; the highest is the choice.
-    """
-    pairs = [(prefixes[q.subject] + cloze_prompt(q), o) for q in questions for o in q.options]
-    nats, tokens = continuation_log_probs(model, tokenizer, pairs, progress)
-    size = torch.tensor([len(o.encode("utf-8")) for q in questions for o in q.options])
+
+def score_cloze(reader, tokenizer, exam, prompts, shots, progress=lambda n: None):
+    """Likelihood of each option's text: ({scoring: (N, 4)}, examples used)."""
+    questions = exam.questions
+    texts = [[prompts.gap * (not prompts.chat) + o for o in q.options] for q in questions]
+    write = lambda q, k: prompts.write("cloze", q, exam.names[q.subject], k)  # noqa: E731
+    encoded, used = fit_examples(tokenizer, reader.limit, questions, shots, write, texts)
+    nats, tokens = score(reader, encoded, [f"{q.subject} {k}" for q, k in zip(questions, used)], progress)
+    # what the options' words are worth without the question; equal options are asked once
+    nothing = [{"role": "user", "content": ""}] if prompts.chat else prompts.answer_line.strip()
+    different = list(dict.fromkeys(o for own in texts for o in own))
+    [pairs] = encode(tokenizer, [nothing], [different])
+    prior, _ = score(reader, [[pair] for pair in pairs], ["prior"] * len(pairs))
+    known = dict(zip(different, prior.flatten().tolist()))
+    size = torch.tensor([[len(o.encode("utf-8")) for o in q.options] for q in questions])
     return {
-        "sum": nats.view(-1, 4),
-        "per_token": (nats / tokens).view(-1, 4),
-        "per_byte": (nats / size).view(-1, 4),
-    }
+        "cloze_sum": nats,
+        "cloze_per_token": nats / tokens,
+        "cloze_per_byte": nats / size,
+        "cloze_prior": nats - torch.tensor([[known[o] for o in own] for own in texts], dtype=torch.float64),
+    }, used
 
 
-def score_letter(model, tokenizer, questions, prefixes, progress=lambda n: None):
-    """log p of each option's letter: (N, 4)."""
-    pairs = [(prefixes[q.subject] + letter_prompt(q), letter) for q in questions for letter in LETTERS]
-    nats, _ = continuation_log_probs(model, tokenizer, pairs, progress)
-    return {"letter": nats.view(-1, 4)}
+def score_letter(reader, tokenizer, exam, prompts, shots, rotation=0, progress=lambda n: None):
+    """log p of each option's letter: ({"letter", "letter_space": (N, 4)}, examples used).
+
+    Args:
+        rotation: places that the options move down, the last becoming the first; scores stay in the exam's order.
+    """
+    questions, order = exam.questions, [(i - rotation) % 4 for i in range(4)]
+
+    def write(q, k):
+        return prompts.write("letter", q, exam.names[q.subject], k, [q.options[i] for i in order])
+
+    letters = [[space + letter for space in ("", " ") for letter in LETTERS]] * len(questions)
+    encoded, used = fit_examples(tokenizer, reader.limit, questions, shots, write, letters)
+    nats, _ = score(reader, encoded, [f"{q.subject} {k}" for q, k in zip(questions, used)], progress)
+    at = [(i + rotation) % 4 for i in range(4)]  # where each of the exam's options stands now
+    return {"letter": nats[:, :4][:, at], "letter_space": nats[:, 4:][:, at]}, used
 
 
-def wilson(right, n, z=1.959963984540054):
-    """95 % interval of a share (Wilson 1927): (low, high)."""
-    if n == 0:
-        return 0.0, 1.0
-    p, extra = right / n, z * z / n
-    middle = (p + extra / 2) / (1 + extra)
-    half = z * math.sqrt(p * (1 - p) / n + extra / (4 * n)) / (1 + extra)
-    return middle - half, middle + half
+def score_exam(reader, tokenizer, exam, prompts, shots, rotations=1):
+    """A model takes an exam, with a progress bar.
+
+    Args:
+        prompts: {"cloze": Prompts, "letter": Prompts}, or one of them.
+        rotations: in how many orders of the options letters are asked, 1 to 4; the first is the exam's.
+    Returns:
+        {scoring: (N, 4) scores}, {letter scoring: [(N, 4) per further order]}, [examples shown per question].
+    """
+    n, scores, turned, used = len(exam.questions), {}, {}, []
+    if "cloze" in prompts:
+        with tqdm(total=4 * n, desc="cloze", unit="options", disable=None) as bar:
+            scores, used = score_cloze(reader, tokenizer, exam, prompts["cloze"], shots, bar.update)
+    if "letter" in prompts:
+        with tqdm(total=8 * n * rotations, desc="letter", unit="letters", disable=None) as bar:
+            rounds = [
+                score_letter(reader, tokenizer, exam, prompts["letter"], shots, turn, bar.update)
+                for turn in range(rotations)
+            ]
+        found, used = rounds[0]
+        turned = {name: [other[name] for other, _ in rounds[1:]] for name in found}
+        scores |= found
+    return scores, turned, used

@@ -5,6 +5,26 @@ from pathlib import Path
 
 from inference.chat import COMMANDS, obey
 
+# the standard prompts: what a base model continues, what a chat model answers
+BEGINNINGS = [
+    "中国的首都是",
+    "地球绕着",
+    "水的化学式是",
+    "人工智能",
+    "从前有一座山",
+    "长江是",
+    "The capital of France is",
+]
+QUESTIONS = [
+    "你好！",
+    "你是谁？",
+    "法国的首都是哪里？",
+    "请介绍一下你自己。",
+    "水的化学式是什么？",
+    "3加5等于几？",
+    "Who are you?",
+]
+
 
 def read_prompts(path):
     """The lines of a prompt file that hold anything; of .jsonl, what their "prompt" says."""

@@ -175,17 +175,33 @@ class Transformer(nn.Module):
         Raises:
             ValueError: more positions than max_seq_len, or docs together with a cache.
         """
+        counted = (targets != IGNORE).any(1) if targets is not None else None
+        x, balance, load = self.states(tokens, docs, cache, counted=counted)
+        logits = self.output(x[:, -1:] if last_only else x)  # (B, T or 1, V)
+        loss = cross_entropy_sum(logits, targets) if targets is not None else None
+        return Output(logits, loss, balance, load)
+
+    def states(self, tokens, docs=None, cache=None, tree=None, counted=None):
+        """What the vocabulary matrix reads: `output(states)` are the logits, at the positions that are wanted.
+
+        Args:
+            tokens, docs, cache: as in forward.
+            tree: a Tree (model/tree.py) where rows hold several continuations of one text.
+            counted: (B,) bool, the rows that count for balance; None: all.
+        Returns:
+            (B, T, C), the 0-d balance loss, the (L, E) expert load.
+        """
         B, T = tokens.shape
         start = cache.length if cache is not None else 0
-        if start + T > self.cfg.max_seq_len:
-            raise ValueError(
-                f"{start + T} positions do not fit into max_seq_len {self.cfg.max_seq_len}; shorten the text"
-            )
+        end = start + (T if tree is None else tree.longest)
+        if end > self.cfg.max_seq_len:
+            raise ValueError(f"{end} positions do not fit into max_seq_len {self.cfg.max_seq_len}; shorten the text")
         if cache is not None:
             cache.reserve(B, T)
-        mask = self._mask(T, start, docs, cache, tokens.device)
-        cos, sin = self.rope_cos[start : start + T], self.rope_sin[start : start + T]
-        counted = (targets != IGNORE).any(1) if targets is not None else tokens.new_ones(B, dtype=torch.bool)
+        mask = self._mask(T, start, docs, cache, tokens.device) if tree is None else tree.mask(start)
+        at = slice(start, end) if tree is None else start + tree.positions
+        cos, sin = self.rope_cos[at], self.rope_sin[at]
+        counted = tokens.new_ones(B, dtype=torch.bool) if counted is None else counted
 
         x = F.dropout(self.tok_embeddings(tokens), self.cfg.dropout, self.training)  # (B, T, C)
         balance, load = 0.0, []
@@ -195,9 +211,7 @@ class Transformer(nn.Module):
             load.append(layer_load)
         if cache is not None:
             cache.advance(T)
-        logits = self.output(self.norm(x[:, -1:] if last_only else x))  # (B, T or 1, V)
-        loss = cross_entropy_sum(logits, targets) if targets is not None else None
-        return Output(logits, loss, balance, torch.stack(load))
+        return self.norm(x), balance, torch.stack(load)
 
     @staticmethod
     def _mask(T, start, docs, cache, device):

@@ -44,8 +44,11 @@ def rope_table(cfg, length):
 
 
 def apply_rope(x, cos, sin):
-    """Turns adjacent pairs of x (B, T, H, D) by the angles of cos, sin (T, D/2), in fp32; returns x's dtype."""
+    """Turns adjacent pairs of x (B, T, H, D) by the angles of cos, sin, in fp32; returns x's dtype.
+
+    cos, sin: (T, D/2), or (B, T, D/2) where rows count their positions differently.
+    """
     pairs = x.float().unflatten(-1, (-1, 2))  # (B, T, H, D/2, 2)
     a, b = pairs.unbind(-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # the same for all heads
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).to(x.dtype)

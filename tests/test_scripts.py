@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.multiple_choice import SCORINGS
 from model.chat import ChatTokenizer
 from tests.conftest import SENTENCES
 
@@ -91,24 +93,56 @@ def test_the_same_command_says_it_is_finished(corpus, trained):
     assert "is finished: 12 of 12 steps" in pretrain(corpus, trained, "--max_steps", 12, *flags)
 
 
-def test_an_exam_is_taken_from_a_checkpoint(trained, tmp_path):
-    folder = tmp_path / "exam" / "val"
-    folder.mkdir(parents=True)
-    rows = "id,question,A,B,C,D,answer\n" + "".join(
-        f'{i},"第{i}题是什么，\n请选择",一,二二,"三,三",4,{"ABCD"[i % 4]}\n' for i in range(9)
-    )
-    (folder / "sums_val.csv").write_text(rows, encoding="utf-8")
-    arguments = ["--data_dir", tmp_path / "exam", "--scoring", "both", "--model", trained / "pretrain_32.pth"]
-    call("ceval_eval.py", *arguments, "--results_dir", tmp_path / "r")
+@pytest.fixture(scope="module")
+def exam(tmp_path_factory):
+    """A folder with nine questions to ask and two solved ones."""
+    folder = tmp_path_factory.mktemp("exam")
+    for split, count in (("val", 9), ("dev", 2)):
+        (folder / split).mkdir()
+        rows = "".join(f'{i},"第{i}题，\n选",一,二二,"三,三",4,{"ABCD"[i % 4]}\n' for i in range(count))
+        (folder / split / f"sums_{split}.csv").write_text("id,question,A,B,C,D,answer\n" + rows, encoding="utf-8")
+    return folder
+
+
+def test_an_exam_is_taken_from_a_checkpoint(trained, exam, tmp_path):
+    arguments = ["--data_dir", exam, "--scoring", "both", "--model", trained / "pretrain_32.pth"]
+    said = call("ceval_eval.py", *arguments, "--results_dir", tmp_path / "r")
     summary = json.loads((tmp_path / "r" / "summary.json").read_text(encoding="utf-8"))
-    assert summary["questions"] == 9 and set(summary["scorings"]) == {
-        "cloze_sum",
-        "cloze_per_token",
-        "cloze_per_byte",
-        "letter",
-    }
+    assert summary["questions"] == 9 and list(summary["scorings"]) == list(SCORINGS)
     assert all(s["answered"] == 9 for s in summary["scorings"].values())
     assert len((tmp_path / "r" / "sums.csv").read_text(encoding="utf-8").splitlines()) == 10
+    assert "95 % interval (Wilson)" in said and "guessing (p =" in said
+
+
+def test_models_are_compared_with_what_they_write(trained, exam, tmp_path):
+    models = [trained / "pretrain_32.pth", tmp_path / "pretrain_again.pth"]
+    for suffix in (".pth", ".json"):
+        shutil.copyfile(models[0].with_suffix(suffix), models[1].with_suffix(suffix))
+    arguments = ["--data_dir", exam, "--scoring", "letter", "--shots", 1, "--compare", *models]
+    said = call("ceval_eval.py", *arguments, "--results_dir", tmp_path / "r")
+    found = json.loads((tmp_path / "r" / "comparison.json").read_text(encoding="utf-8"))
+    assert [p["p_value"] for p in found["pairs"]] == [1.0, 1.0] and found["flipped"] == []
+    first, second = found["samples"].values()
+    assert first == second and "中国的首都是" in first and "no difference" in said
+    assert "| prompt |" in (tmp_path / "r" / "samples.md").read_text(encoding="utf-8")
+    assert {p.name for p in (tmp_path / "r").iterdir() if p.is_dir()} == {"1_pretrain_32", "2_pretrain_again"}
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--split", "test"], "it has dev, val"),
+        (["--shots", -1], "--shots -1 must be 0 or more"),
+        (["--rotations", 5], "1 to 4"),
+        (["--compare", "one.pth"], "at least two models"),
+        (["--scoring", "cloze", "--submit", "letter"], "--submit letter is not among"),
+        (["--model", "absent.pth"], "no checkpoint at absent.pth"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_an_exam_that_cannot_be_taken_is_told_why(trained, exam, tmp_path, flags, said):
+    command = ["ceval_eval.py", "--data_dir", exam, "--out_dir", trained, "--results_dir", tmp_path, *flags]
+    assert said in call(*command, code=1)
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------

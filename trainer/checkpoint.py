@@ -32,6 +32,11 @@ STAGES = {
 }
 
 
+def is_chat_stage(stage):
+    """Whether checkpoints of a stage were trained on conversations; MiniMind's files tell the stage by their names."""
+    return not stage.startswith(("pretrain", "huggingface"))
+
+
 def checkpoint_path(out_dir, stage, cfg):
     """out/pretrain_512.pth, out/pretrain_512_moe.pth"""
     return Path(out_dir) / f"{stage}_{cfg.dim}{'_moe' if cfg.use_moe else ''}.pth"
@@ -81,14 +86,20 @@ def save_json(path, value):
 
 def describe(cfg, stage, tokenizer, **facts):
     """What the .json beside a checkpoint says."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
     return {
         "stage": stage,
         "config": dataclasses.asdict(cfg),
         "tokenizer_hash": tokenizer.hash,
         "tokenizer": os.path.relpath(tokenizer.path),
         **facts,
-        "versions": versions,
+        **provenance(),
+    }
+
+
+def provenance():
+    """What made a file: versions, command, time."""
+    return {
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "command": " ".join(sys.argv),
         "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
