@@ -10,7 +10,7 @@ shows    the share that is right, with its 95 % interval, and the first wrong on
 import json
 from pathlib import Path
 
-from evaluation.multiple_choice import wilson
+from evaluation.intervals import wilson
 from inference.chat import Conversation, adapter_path
 from inference.engine import Sampling
 from model.lora import load_adapter
