@@ -23,6 +23,7 @@ import torch
 from model.chat import load_tokenizer
 from model.LMConfig import LMConfig
 from model.model import Transformer
+from trainer.runtime import machine
 
 STAGES = {
     "pretrain": "1-pretrain.py",
@@ -89,6 +90,7 @@ def describe(cfg, stage, tokenizer, **facts):
         "tokenizer": os.path.relpath(tokenizer.path),
         **facts,
         "versions": versions,
+        "machine": machine(),
         "command": " ".join(sys.argv),
         "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
