@@ -1,6 +1,5 @@
 """HTML and SVG from nested calls, escaped unless it is markup already; and how numbers are written on a page."""
 
-import math
 import re
 from html import escape
 
@@ -98,10 +97,12 @@ def list_at(value, *keys):
 
 
 def number(value):
-    """A finite number as it is; None for anything else, NaN, infinity and True among them."""
+    """A finite number; None for anything else, NaN, infinity and True among them."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return value if abs(value) < 1e300 and math.isfinite(value) else None
+    if not abs(value) < 1e300:  # larger ones break sums
+        return None
+    return value if abs(value) > 1e-300 else 0
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

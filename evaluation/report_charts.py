@@ -67,7 +67,7 @@ def height(point):
 
 def smooth(points, spans=40):
     """The exponential mean of [(x, y)] over about 1/spans of its length, without the bias of its start; gaps stay."""
-    keep, mean, weight, result = 1 - 2 / (len(points) / spans + 1), 0.0, 0.0, []
+    keep, mean, weight, result = max(0.0, 1 - 2 / (len(points) / spans + 1)), 0.0, 0.0, []
     for x, y in points:
         if y is None:
             result.append((x, None))

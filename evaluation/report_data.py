@@ -99,7 +99,7 @@ def read_records(path, problems):
         else:
             broken.append(line_number)
     if broken:
-        problems.append(f"{path}: {len(broken)} lines are not whole and are left out, the first is line {broken[0]}")
+        problems.append(f"{path}: lines that are not whole are left out: {len(broken)}, the first is line {broken[0]}")
     return records
 
 
@@ -131,7 +131,7 @@ def read_stage(out_dir, name, kind, problems):
     watched = ("loss", "val_loss", "norm", "lr", "tokens_per_second", "mfu")
     odd = sum(number(r[name]) is None for r in records for name in watched if name in r)
     if odd:
-        problems.append(f"{log}: {odd} values are no finite numbers; the curves have gaps there")
+        problems.append(f"{log}: values that are no finite numbers: {odd}; the curves have gaps there")
     return stage
 
 
@@ -143,7 +143,7 @@ def read_bins(found, paths):
         own = [path, path.with_name(f"{path.stem}_val.bin")] if path.suffix == ".bin" else []
         for file in sorted(folder.glob("*.bin")) if path.is_dir() else own:
             sidecar = file.with_suffix(".json")
-            if file.resolve() not in seen and sidecar.is_file():
+            if sidecar.is_file() and file.resolve() not in seen:
                 seen.add(file.resolve())
                 about = read_dict(sidecar, found.problems)
                 if about not in found.bins.values() and str(about.get("format", "")).startswith(BIN_FORMAT):

@@ -42,19 +42,14 @@ def scorings_of(exam):
 
 
 def best_result(found):
-    """The best model by the first scoring of its exam, as a dict of what one says about it; None without an exam."""
+    """The best model of the exam with most questions, by its first scoring, as a dict; None without an exam."""
     results = []
     for exam in found.exams.values():
         for scoring, s in list(scorings_of(exam).items())[:1]:
-            facts = {"name": name_of(exam), "scoring": scoring, "accuracy": s["accuracy"], "chance": chance_of(exam)}
-            results.append(
-                facts
-                | {
-                    "interval": s.get("interval_95"),
-                    "answered": number(s.get("answered")) or number(at(exam, "questions")),
-                }
-            )
-    return max(results, key=lambda r: r["accuracy"], default=None)
+            asked = number(s.get("answered")) or number(at(exam, "questions")) or 0
+            facts = {"name": name_of(exam), "scoring": scoring, "answered": asked, "interval": s.get("interval_95")}
+            results.append(facts | {"accuracy": s["accuracy"], "chance": chance_of(exam)})
+    return max(results, key=lambda r: (r["answered"], r["accuracy"]), default=None)
 
 
 def exams_by_paper(found):

@@ -52,11 +52,10 @@ def headline(found):
     best = best_result(found)
     if best:
         low, _ = interval_of(best["interval"])
-        said.append(
-            f"In the exam, {best['name']} does best: {percent(best['accuracy'])} of {count(best['answered'])} "
-            f"questions {interval(best['interval'])} by {best['scoring']}; guessing gives {percent(best['chance'], 0)}"
-            + (", so this is no better than guessing." if low is not None and low <= best["chance"] else ".")
-        )
+        lost = ", so this is no better than guessing" if low is not None and low <= best["chance"] else ""
+        said.append(f"In the exam, the highest accuracy by {best['scoring']} is that of {best['name']}:")
+        said.append(f"{percent(best['accuracy'])} of {count(best['answered'])} questions {interval(best['interval'])};")
+        said.append(f"guessing gives {percent(best['chance'], 0)}{lost}.")
     return " ".join(said) or "No stage has been trained yet; the page shows what is there."
 
 
@@ -75,7 +74,7 @@ def data_section(found):
     elif drops:
         parts.append(h("p", "Nothing was dropped while cleaning."))
     sources = {
-        at(source, "path"): [
+        str(at(source, "path")): [
             words(at(source, "path")),
             count(at(source, "bytes")),
             str(at(source, "sha256"))[:16],

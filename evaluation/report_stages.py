@@ -1,11 +1,7 @@
 """The training's part of a report: a table of all stages, and the curves of each."""
 
-import torch
-
 from evaluation.markup import at, count, decimal, h, number, percent, table, table_at
 from evaluation.report_charts import Line, both, line_chart, noisy, shares
-from model.LMConfig import LMConfig
-from model.model import Transformer
 from trainer.checkpoint import STAGES
 from trainer.metrics import duration
 
@@ -30,12 +26,17 @@ def section(name, title, *children):
 
 
 def n_params(about):
-    """Parameters of a described model; None where the description lacks its shape or has another version's."""
-    try:
-        with torch.device("meta"):  # shapes only
-            return Transformer(LMConfig(**table_at(about, "config"))).n_params() if at(about, "config") else None
-    except (TypeError, ValueError):
+    """Parameters of a described model, counted from its shape; None where the description lacks it."""
+    cfg = table_at(about, "config")
+    shape = [number(cfg.get(key)) for key in ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "hidden_dim")]
+    if not all(shape):  # a missing field, or 0
         return None
+    dim, layers, heads, kv_heads, vocab, hidden = shape
+    attention = dim * dim // heads * (2 * heads + 2 * kv_heads)
+    routed = number(cfg.get("n_routed_experts")) or 0 if cfg.get("use_moe") else 0
+    experts = routed + bool(cfg.get("n_shared_experts")) if routed else 1
+    norms, router = 2 * dim, routed * dim
+    return vocab * dim + layers * (attention + experts * 3 * dim * hidden + router + norms) + dim
 
 
 def latest(stage, name, validation=True):
