@@ -20,7 +20,7 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-demo: $(VENV)/.runtime ## raw text → tokenizer → a model that speaks → its exam → chat, persona, preferences; minutes on a CPU
+demo: $(VENV)/.runtime ## raw text → tokenizer → a model that speaks → its exam → chat, persona, preferences → a report; minutes on a CPU
 	$(BIN)/python data_process.py demo
 	$(BIN)/python train_tokenizer.py --data_path $(DATA)/pretrain.jsonl --vocab_size 6400 --out_dir $(DEMO)/tokenizer
 	$(BIN)/python data_process.py pretrain --input $(DATA)/pretrain.jsonl --output $(DEMO)/pretrain.bin --tokenizer $(DEMO)/tokenizer

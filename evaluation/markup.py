@@ -142,7 +142,7 @@ def chance_of_luck(p):
 def interval(pair):
     """[0.872, 0.92] → '[87.2, 92.0]'"""
     low, high = interval_of(pair)
-    return NOTHING if low is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return NOTHING if low is None else f"[{100 * low:.1f},\u00a0{100 * high:.1f}]"
 
 
 def interval_of(pair):

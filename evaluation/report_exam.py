@@ -186,5 +186,5 @@ def flipped_part(question):
         mark = " ✓" if choice == answer else ""
         chosen.append(h("span", f"{Path(model).name.removesuffix('.pth')}: {choice}{mark}", class_="choice"))
     where = " ".join(str(at(question, key) or "") for key in ("subject", "id", "scoring"))
-    told = h("p", h("span", f"{where}, answer {answer}"), chosen, class_="soft")
+    told = h("p", h("span", f"{where}, answer\u00a0{answer}"), chosen, class_="soft")
     return h("li", h("p", words(at(question, "question") or "")), told)

@@ -49,6 +49,7 @@ def stage_row(stage):
     """A stage as a row of the table of stages."""
     seconds, tokens = stage.seconds(), latest(stage, "tokens", False)
     losses = [y for _, y in stage.column("val_loss", True) if y is not None]
+    used = [y for _, y in stage.column("mfu") if y is not None]
     last = latest(stage, "val_loss")
     return [
         h("a", stage.name, href=f"#stage-{stage.name}"),
@@ -56,7 +57,7 @@ def stage_row(stage):
         count(tokens),
         duration(seconds) if seconds else "",
         count(tokens / seconds) if seconds and tokens else "",
-        percent(latest(stage, "mfu", False)) if stage.steps else "",
+        percent(sum(used) / len(used)) if used else "",
         decimal(latest(stage, "loss", False) if stage.steps else number(at(stage.about, "train_loss"))),
         decimal(last),
         decimal(min(losses) if losses else last),
