@@ -114,7 +114,7 @@ def line_chart(title, lines, size=(360, 190), zero=False, label=tick_label, leve
 
     Args:
         title: what is measured, with its unit.
-        lines: [Line]; those without a finite value are left out, and without any line the result is None.
+        lines: [Line]; those without a finite value are left out; None if fewer than two steps are left.
         size: (width, height) of the SVG in its own units, which are pixels where there is room.
         zero: whether the axis begins at 0.
         label: value → text, for the axis and for what is shown when pointed at.
@@ -122,7 +122,7 @@ def line_chart(title, lines, size=(360, 190), zero=False, label=tick_label, leve
         second: value → text of an axis to the right that measures the same in other units.
     """
     lines = [line for line in lines if any(y is not None for _, y in line.points)]
-    if not lines:
+    if len({x for line in lines for x, y in line.points if y is not None}) < 2:
         return None
     (width, tall), left, right, top, bottom = size, 44, 44 if second else 10, 8, 24
     low, high = span_of(lines, zero)
@@ -138,7 +138,7 @@ def line_chart(title, lines, size=(360, 190), zero=False, label=tick_label, leve
         marks.append(h("text", axis_label(y, label), x=left - 6, y=f"{py + 4:.1f}", text_anchor="end"))
         if second:
             marks.append(h("text", second(y), x=width - right + 6, y=f"{py + 4:.1f}"))
-    for x in ticks(0, last, 5 if width < 500 else 8):
+    for x in (x for x in ticks(0, last, 5 if width < 500 else 8) if x == int(x)):
         px, _ = place(x, low)
         anchor = "end" if px > width - 24 else "middle"
         marks.append(h("text", tick_label(x), x=f"{px:.1f}", y=tall - 6, text_anchor=anchor))

@@ -89,9 +89,10 @@ def stages_section(found):
 def stage_part(stage, found):
     """The curves of a stage."""
     charts = curves(stage)
-    if not charts:
-        kind = "It has no log of its training, or an empty one."
-        charts = [missing(found, kind, stage.kind)]
+    if not charts and (stage.steps or stage.validations):
+        charts = h("p", "Its log has too few steps for curves; its figures are in the table.", class_="missing")
+    elif not charts:
+        charts = missing(found, "It has no log of its training.", stage.kind)
     return h("article", h("h3", stage.name), charts, id=f"stage-{stage.name}")
 
 

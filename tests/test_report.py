@@ -331,6 +331,15 @@ def test_data_elsewhere_are_found_by_name_and_through_the_checkpoint(out, tmp_pa
     assert "duplicate" in said and "1,234" in said
 
 
+def test_one_step_makes_no_curve_and_a_few_make_whole_steps_on_the_axis(tmp_path):
+    write(tmp_path / "out" / "pretrain_32.jsonl", log(3, "x")[-1:])
+    text = made(tmp_path / "out")
+    assert 'class="chart"' not in text and "too few steps for curves" in text
+    write(tmp_path / "out" / "pretrain_32.jsonl", log(3, "x"))
+    (chart, *_) = re.findall(r'<div class="wide"><figure class="chart">.*?</svg>', made(tmp_path / "out"))
+    assert re.findall(r'y="294" text-anchor="\w+">([^<]*)<', chart) == ["0", "1", "2", "3"]
+
+
 # --- the arithmetic of charts -----------------------------------------------------------------------------------------
 
 
