@@ -20,24 +20,27 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-demo: $(VENV)/.runtime ## raw text → tokenizer → a model that speaks → its exam → chat, persona, preferences; minutes on a CPU
+demo: $(VENV)/.runtime ## raw text → tokenizer → a model that speaks → its exam → chat, persona, preferences → a report; minutes on a CPU
 	$(BIN)/python data_process.py demo
 	$(BIN)/python train_tokenizer.py --data_path $(DATA)/pretrain.jsonl --vocab_size 6400 --out_dir $(DEMO)/tokenizer
 	$(BIN)/python data_process.py pretrain --input $(DATA)/pretrain.jsonl --output $(DEMO)/pretrain.bin --tokenizer $(DEMO)/tokenizer
 	$(BIN)/python 1-pretrain.py --data_path $(DEMO)/pretrain.bin --out_dir $(DEMO) $(DEMO_FLAGS)
-	$(BIN)/python 2-eval.py --out_dir $(DEMO) --temperature 0 --max_new_tokens 40 < /dev/null
+	$(call SAMPLE,pretrain_256)
 	$(BIN)/python ceval_eval.py --data_dir $(DATA)/ceval-exam --scoring cloze --out_dir $(DEMO) --results_dir $(DEMO)/ceval
 	$(MAKE) --no-print-directory demo-chat
 
 demo-chat: $(VENV)/.runtime ## the second half of the demo: from the pretrained model to chat, a persona and preferences
 	$(BIN)/python 3-full_sft.py --data_path $(DATA)/sft.jsonl --out_dir $(DEMO) $(SFT_FLAGS)
+	$(call SAMPLE,full_sft_256)
 	$(SCORE) $(DATA)/questions_unseen.jsonl --model $(DEMO)/full_sft_256.pth
 	$(BIN)/python 4-lora_sft.py --data_path $(DATA)/persona.jsonl --lora_name persona --out_dir $(DEMO) $(LORA_FLAGS)
+	$(call SAMPLE,lora_persona_256)
 	$(SCORE) $(DATA)/questions_persona.jsonl --model $(DEMO)/full_sft_256.pth --lora persona
 	$(SCORE) $(DATA)/questions_unseen.jsonl --model $(DEMO)/full_sft_256.pth --lora persona
 	$(BIN)/python 5-dpo_train.py --data_path $(DATA)/dpo.jsonl --out_dir $(DEMO) $(DPO_FLAGS)
 	$(SCORE) $(DATA)/questions_unseen.jsonl --model $(DEMO)/dpo_256.pth
-	$(BIN)/python 2-eval.py --model $(DEMO)/dpo_256.pth --temperature 0 < /dev/null
+	$(call SAMPLE,dpo_256)
+	$(BIN)/python -m evaluation.report --out_dir $(DEMO)
 	@echo "Talk to it:  $(BIN)/python 2-eval.py --out_dir $(DEMO)      with its persona: --lora persona"
 
 # Rows of 128, because no demo document is much longer. Muon needs half of AdamW's tokens here; masked documents are read
@@ -49,6 +52,7 @@ DEMO_FLAGS ?= --preset tiny --max_seq_len 128 --max_steps 950 --optimizer muon -
 SFT_FLAGS ?= --epochs 2 --learning_rate 2e-4 --replay 0.5 --replay_path $(DEMO)/pretrain.bin $(STEP)
 LORA_FLAGS ?= --epochs 14 --learning_rate 2.5e-3 $(STEP)
 DPO_FLAGS ?= --epochs 4 --learning_rate 1e-5 --beta 0.3 --val_fraction 0.15 $(STEP)
+SAMPLE = $(BIN)/python 2-eval.py --model $(DEMO)/$(1).pth --temperature 0 --max_new_tokens 40 --out $(DEMO)/samples/$(1).jsonl < /dev/null
 SCORE := $(BIN)/python -m evaluation.answers --out_dir $(DEMO) --questions
 
 demo-short: ## the same in 3 steps a stage: shows that it runs, not what it learns

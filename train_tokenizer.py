@@ -1,7 +1,7 @@
 """Raw text → the tokenizer of a model: byte-level BPE, with the chat template in its configuration.
 
 reads   --data_path: .jsonl .json .csv .txt .parquet, plain or .gz, files or folders; instruction data too
-writes  tokenizer.json and tokenizer_config.json in --out_dir; stock AutoTokenizer loads the folder
+writes  tokenizer.json, tokenizer_config.json (stock AutoTokenizer loads the folder) and report.json, its figures
 run     python train_tokenizer.py --data_path dataset/raw --vocab_size 6400 --out_dir model/minimind_tokenizer
 
 Ids: <unk> 0, <s> 1, </s> 2, think / tool_call / tool_response marks 3-8, reserved control tokens 9-15, the 256 bytes,
@@ -12,6 +12,7 @@ and 25 million gave the same compression within 0.3 %, and 8 million peak at 0.9
 Every 50th document is kept for the report at the end. Tokens you do not want: --exclude FILE, one a line as it is.
 """
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -36,19 +37,37 @@ def read_samples(paths, field, budget, drops):
     return learn.chunks(), held.chunks()
 
 
-def report(backend, texts, measured_on):
-    """The tokenizer in numbers, as lines for a person."""
-    lines = [f"characters per token, on {measured_on}:"]
-    for kind, parts in bpe.text_kinds(texts).items():
-        rate = bpe.chars_per_token(backend, parts)
-        shown = "no such text" if rate is None else f"{rate:.3f}   ({sum(map(len, parts)):,} characters)"
+def measure(backend, texts, measured_on):
+    """The tokenizer in numbers: what report.json holds."""
+    kinds = bpe.text_kinds(texts)
+    encoded = backend.encode_batch(texts, add_special_tokens=False)
+    return {
+        "vocab_size": backend.get_vocab_size(),
+        "measured_on": measured_on,
+        "characters_per_token": {k: bpe.chars_per_token(backend, parts) for k, parts in kinds.items()},
+        "characters": {kind: sum(map(len, parts)) for kind, parts in kinds.items()},
+        "texts": len(texts),
+        "round_trip": sum(backend.decode(e.ids) == text for e, text in zip(encoded, texts)),
+        "longest_tokens": bpe.learned_tokens(backend)[:12],
+        "dirty_tokens": {why: {"count": len(t), "first": t[:8]} for why, t in bpe.dirty_tokens(backend).items()},
+    }
+
+
+def report(found):
+    """What `measure` found, as lines for a person."""
+    lines = [f"characters per token, on {found['measured_on']}:"]
+    for kind, rate in found["characters_per_token"].items():
+        shown = "no such text" if rate is None else f"{rate:.3f}   ({found['characters'][kind]:,} characters)"
         lines.append(f"  {kind:<8} {shown}")
-    back = sum(backend.decode(e.ids) == t for e, t in zip(backend.encode_batch(texts, add_special_tokens=False), texts))
-    lines.append(f"round trip: {back:,} of {len(texts):,} texts come back as they were")
-    lines.append(f"longest tokens: {bpe.learned_tokens(backend)[:12]}")
-    for why, tokens in bpe.dirty_tokens(backend).items():
-        lines.append(f"{why}: {len(tokens)} tokens{' ' + str(tokens[:8]) if tokens else ''}")
+    lines.append(f"round trip: {found['round_trip']:,} of {found['texts']:,} texts come back as they were")
+    lines.append(f"longest tokens: {found['longest_tokens']}")
+    for why, tokens in found["dirty_tokens"].items():
+        lines.append(f"{why}: {tokens['count']} tokens{' ' + str(tokens['first']) if tokens['first'] else ''}")
     return "\n".join(lines)
+
+
+def to_json(value):
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
 
 def main(argv=None):
@@ -73,12 +92,13 @@ def main(argv=None):
         raise ValueError(f"no text in {' '.join(args.data_path)}; name files that hold some")
     print(f"learning {args.vocab_size:,} ids from {sum(map(len, chunks)):,} characters", flush=True)
     backend = bpe.train_backend(chunks, args.vocab_size, excluded, progress=sys.stderr.isatty())
-    config = json.dumps(bpe.CONFIG, ensure_ascii=False, indent=2) + "\n"
-    write_files(args.out_dir, {"tokenizer.json": backend.to_str() + "\n", "tokenizer_config.json": config})
-    print(
-        report(backend, held or chunks[:200], "held-out text" if held else "the text it learned (under 50 documents)")
-    )
-    print(f"written: {args.out_dir}/tokenizer.json, tokenizer_config.json")
+    measured_on = "held-out text" if held else "the text it learned (under 50 documents)"
+    found, tokenizer = measure(backend, held or chunks[:200], measured_on), backend.to_str() + "\n"
+    found["hash"] = hashlib.sha256(tokenizer.encode("utf-8")).hexdigest()[:16]  # as model/chat.py takes it
+    texts = {"tokenizer.json": tokenizer, "tokenizer_config.json": to_json(bpe.CONFIG), "report.json": to_json(found)}
+    write_files(args.out_dir, texts)
+    print(report(found))
+    print(f"written: {args.out_dir}/{', '.join(texts)}")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ import dataclasses
 import datetime
 import gc
 import os
-import platform
-import re
 import statistics
 import sys
 import tempfile
@@ -40,7 +38,7 @@ from trainer.config import TrainConfig
 from trainer.flops import flops_per_token, peak_flops
 from trainer.losses import language_model_loss
 from trainer.run import Data, Run
-from trainer.runtime import Runtime, choose_compile, choose_device, has_bf16
+from trainer.runtime import Runtime, choose_compile, choose_device, has_bf16, machine
 
 LOGITS_EQUAL = 1e-4  # largest allowed difference between the plain recipe's logits and ours, fp32
 DENSE = [name for name, shape in PRESETS.items() if not shape.get("use_moe")]  # the plain recipe has no experts
@@ -204,17 +202,6 @@ def measure(bench, variants, steps, rounds, clock):
             peaks[dtype] = max(peaks[dtype], peak_flops(bench.device, dtype))
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return peaks
-
-
-def machine():
-    """What the numbers were measured on, in one line."""
-    name, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8"))
-        name = found[1] if found else name
-    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    threads = f"{torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    return f"{gpu}{name}, {threads}, torch {torch.__version__}"
 
 
 def records_of(variants, rows, slots, flops, peaks):

@@ -295,6 +295,10 @@ def test_report_numbers_equal_a_count_by_hand(tmp_path, capsys):
     assert "code     no such text" in printed
     assert f"round trip: {len(held)} of {len(held)} texts" in printed
     assert "dropped: nothing" in printed
+    saved = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert saved["characters_per_token"]["Chinese"] == rate and saved["characters_per_token"]["code"] is None
+    assert saved["texts"] == saved["round_trip"] == len(held) and saved["vocab_size"] == 420
+    assert saved["hash"] == load_tokenizer(out).hash
 
 
 def test_text_kinds_takes_code_out_of_fences():

@@ -23,6 +23,7 @@ import torch
 from model.chat import load_tokenizer
 from model.LMConfig import LMConfig
 from model.model import Transformer
+from trainer.runtime import machine
 
 STAGES = {
     "pretrain": "1-pretrain.py",
@@ -97,9 +98,10 @@ def describe(cfg, stage, tokenizer, **facts):
 
 
 def provenance():
-    """What made a file: versions, command, time."""
+    """What made a file: versions, machine, command, time."""
     return {
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "machine": machine(),
         "command": " ".join(sys.argv),
         "saved": time.strftime("%Y-%m-%d %H:%M:%S"),
     }

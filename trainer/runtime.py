@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import platform
+import re
 import shutil
 import signal
 import sysconfig
@@ -75,6 +77,17 @@ def choose_device(name, local_rank=0):
     elif device.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"--device {name} is not supported; write auto, cpu, cuda, cuda:N or mps")
     return device
+
+
+def machine():
+    """What the numbers were measured on, in one line."""
+    name, cpuinfo = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8"))
+        name = found[1] if found else name
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    threads = f"{torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{gpu}{name}, {threads}, torch {torch.__version__}"
 
 
 def has_bf16(device):
