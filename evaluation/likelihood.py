@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 8192}  # positions per forward; on CPUs more only leaves the caches
+FULL_ENOUGH = 0.85  # of the longest row of a batch; much shorter ones wait for the next, unless it is still small
 WORTH_SHARING = 16  # ids; a shorter common beginning is computed again with each row
 
 
@@ -115,13 +116,24 @@ def log_probs(reader, requests, progress=lambda n: None):
     return nats
 
 
+def batches(rows, budget):
+    """Rows, the longest first, in runs of at most `budget` positions; a run ends early rather than hold much padding."""
+    batch = []
+    for row in sorted(rows, key=lambda r: -r.length()):
+        if batch:
+            longest, n = batch[0].length(), len(batch)
+            padded = row.length() < FULL_ENOUGH * longest and n * longest >= budget / 4
+            if padded or (n + 1) * longest > budget:
+                yield batch
+                batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
 def score_rows(reader, rows, nats, progress, beginning=None):
-    """Adds the log-probabilities of `rows` to `nats`, batch by batch, longest first so that batches are even."""
-    rows = sorted(rows, key=lambda r: -r.length())
-    at = 0
-    while at < len(rows):
-        batch = rows[at : at + max(1, BATCH_TOKENS[reader.device.type] // rows[at].length())]
-        at += len(batch)
+    """Adds the log-probabilities of `rows` to `nats`, batch by batch."""
+    for batch in batches(rows, BATCH_TOKENS[reader.device.type]):
         places = sorted({(b, position) for b, row in enumerate(batch) for position, _, _ in row.reads})
         number = {place: i for i, place in enumerate(places)}  # the four letters are read from one place
         wanted = [(number[b, p], target, slot) for b, row in enumerate(batch) for p, target, slot in row.reads]

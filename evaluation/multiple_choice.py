@@ -21,6 +21,7 @@ SCORINGS = {
     "letter": "log-probability of the option's letter",
     "letter_space": "the same with a space before the letter",
 }
+OPTIONS_PER_ROW = 8  # that share the few ids of a prompt without a question
 STANDARD_INSTRUCTIONS = {
     False: "以下是中国关于{subject}考试的单项选择题，请选出其中的正确答案。\n\n",
     True: "The following are multiple choice questions (with answers) about {subject}.\n\n",
@@ -142,26 +143,38 @@ def score(reader, encoded, groups, progress=lambda n: None):
     return torch.tensor(nats, dtype=torch.float64).view(shape), torch.tensor(sizes, dtype=torch.float64).view(shape)
 
 
+def option_texts(exam, prompts):
+    """What a model may say: every option, with the space before it that its prompt leaves out."""
+    return [[prompts.gap * (not prompts.chat) + o for o in q.options] for q in exam.questions]
+
+
 def score_cloze(reader, tokenizer, exam, prompts, shots, progress=lambda n: None):
-    """Likelihood of each option's text: ({scoring: (N, 4)}, examples used)."""
-    questions = exam.questions
-    texts = [[prompts.gap * (not prompts.chat) + o for o in q.options] for q in questions]
+    """Likelihood of each option's text: ({"cloze_sum", "cloze_per_token", "cloze_per_byte": (N, 4)}, examples used)."""
+    questions, texts = exam.questions, option_texts(exam, prompts)
     write = lambda q, k: prompts.write("cloze", q, exam.names[q.subject], k)  # noqa: E731
     encoded, used = fit_examples(tokenizer, reader.limit, questions, shots, write, texts)
     nats, tokens = score(reader, encoded, [f"{q.subject} {k}" for q, k in zip(questions, used)], progress)
-    # what the options' words are worth without the question; equal options are asked once
+    size = torch.tensor([[len(o.encode("utf-8")) for o in q.options] for q in questions])
+    return {"cloze_sum": nats, "cloze_per_token": nats / tokens, "cloze_per_byte": nats / size}, used
+
+
+def score_prior(reader, tokenizer, exam, prompts):
+    """(N, 4): what the options' words are worth without a question; equal options are asked once."""
+    texts = option_texts(exam, prompts)
     nothing = [{"role": "user", "content": ""}] if prompts.chat else prompts.answer_line.strip()
     different = list(dict.fromkeys(o for own in texts for o in own))
     [pairs] = encode(tokenizer, [nothing], [different])
-    prior, _ = score(reader, [[pair] for pair in pairs], ["prior"] * len(pairs))
-    known = dict(zip(different, prior.flatten().tolist()))
-    size = torch.tensor([[len(o.encode("utf-8")) for o in q.options] for q in questions])
-    return {
-        "cloze_sum": nats,
-        "cloze_per_token": nats / tokens,
-        "cloze_per_byte": nats / size,
-        "cloze_prior": nats - torch.tensor([[known[o] for o in own] for own in texts], dtype=torch.float64),
-    }, used
+    by_context = defaultdict(list)
+    for option, (context, continuation) in zip(different, pairs):
+        by_context[tuple(context)].append((continuation, option))
+    requests, order = [], []
+    for context, own in by_context.items():
+        own.sort(key=lambda pair: len(pair[0]))  # rows of several options, alike in length
+        order += [option for _, option in own]
+        parts = [own[at : at + OPTIONS_PER_ROW] for at in range(0, len(own), OPTIONS_PER_ROW)]
+        requests += [Request(list(context), [continuation for continuation, _ in part]) for part in parts]
+    known = dict(zip(order, log_probs(reader, requests).tolist()))
+    return torch.tensor([[known[o] for o in own] for own in texts], dtype=torch.float64)
 
 
 def score_letter(reader, tokenizer, exam, prompts, shots, rotation=0, progress=lambda n: None):
@@ -195,6 +208,8 @@ def score_exam(reader, tokenizer, exam, prompts, shots, rotations=1):
     if "cloze" in prompts:
         with tqdm(total=4 * n, desc="cloze", unit="options", disable=None) as bar:
             scores, used = score_cloze(reader, tokenizer, exam, prompts["cloze"], shots, bar.update)
+            prior = score_prior(reader, tokenizer, exam, prompts["cloze"])
+            scores["cloze_prior"] = scores["cloze_sum"] - prior
     if "letter" in prompts:
         with tqdm(total=8 * n * rotations, desc="letter", unit="letters", disable=None) as bar:
             rounds = [

@@ -15,7 +15,7 @@ from evaluation import exam_results
 from evaluation.comparison import flipped, pair, table_of_samples
 from evaluation.exams import LETTERS, known_subjects, read_exam, to_answer
 from evaluation.intervals import macro_interval, mcnemar, p_of_guessing, wilson
-from evaluation.multiple_choice import Prompts, score_cloze, score_exam, score_letter
+from evaluation.multiple_choice import Prompts, score_cloze, score_exam, score_letter, score_prior
 from model.chat import load_tokenizer
 
 CEVAL = "id,question,A,B,C,D,answer\n"
@@ -193,7 +193,8 @@ def test_a_model_without_preferences_scores_options_by_their_length(exam, chat):
         assert scores["cloze_per_byte"][i].tolist() == pytest.approx(
             [s / len(o.encode()) for s, o in zip(sums, options)]
         )
-        assert scores["cloze_prior"][i].tolist() == pytest.approx([0.0] * 4)
+    prior = score_prior(stub, tokenizer, exam, Prompts(exam.english, chat=chat))
+    assert torch.allclose(prior, scores["cloze_sum"])  # without preferences a question changes nothing
 
 
 def test_a_model_that_likes_one_options_words_chooses_it(exam):
