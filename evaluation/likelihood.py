@@ -117,7 +117,7 @@ def log_probs(reader, requests, progress=lambda n: None):
 
 
 def batches(rows, budget):
-    """Rows, the longest first, in runs of at most `budget` positions; a run ends early rather than hold much padding."""
+    """Rows, the longest first, in runs of at most `budget` positions; a run ends early where padding would grow."""
     batch = []
     for row in sorted(rows, key=lambda r: -r.length()):
         if batch:

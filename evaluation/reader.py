@@ -40,7 +40,7 @@ class Reader:
         return cache
 
     def read(self, trunks, branches, places, beginning=None):
-        """fp32 logits (len(places), V) at (row, position) `places` of rows of trunks and branches."""
+        """fp32 logits (len(places), V) at (row, position) `places`, sorted, of rows of trunks and branches."""
         plain = not any(any(own) for own in branches)  # nothing but trunks: plain causal attention is faster
         ids, tree = lay_out(trunks, branches, padding_id=0)
         cache = None
@@ -51,9 +51,14 @@ class Reader:
             cache.values[:, :, :, : beginning.length] = beginning.values
             cache.length = beginning.length
         tree = None if plain else tree.to(self.device)
-        states, _, _ = self.model.states(ids.to(self.device), cache=cache, tree=tree)
-        b, position = torch.tensor(places, device=self.device).unbind(1)
-        return states[b, position].float() @ self.vocabulary.T
+        reads = [[] for _ in trunks]
+        for b, position in places:
+            reads[b].append(position)
+        most = max(map(len, reads))
+        at = torch.tensor([own + [0] * (most - len(own)) for own in reads], device=self.device)  # (B, R)
+        real = torch.arange(most)[None] < torch.tensor([len(own) for own in reads])[:, None]
+        states, _, _ = self.model.states(ids.to(self.device), cache=cache, tree=tree, at=at)
+        return states[real.to(self.device)].float() @ self.vocabulary.T
 
 
 class HuggingFaceReader:

@@ -33,6 +33,24 @@ class Output(NamedTuple):
     load: torch.Tensor
 
 
+class Wanted(NamedTuple):
+    """The positions that are read after the last layer: only they need its queries and its feed-forward.
+
+    Attributes:
+        positions: (B, R) places in the row.
+        turned: cos and sin of their angles, (B, R, D/2).
+        mask: (B, 1, R, S) bool, what they see.
+    """
+
+    positions: torch.Tensor
+    turned: tuple
+    mask: torch.Tensor
+
+    def of(self, x):
+        """Their part (B, R, C) of x (B, T, C)."""
+        return x.gather(1, self.positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) x weight, computed in fp32. Source: Zhang & Sennrich 2019, arXiv:1910.07467."""
 
@@ -83,15 +101,17 @@ class Attention(nn.Module):
         self.wv = nn.Linear(cfg.dim, self.K * self.D, bias=False)
         self.wo = nn.Linear(self.H * self.D, cfg.dim, bias=False)
 
-    def forward(self, x, cos, sin, mask, cache, layer):
+    def forward(self, x, cos, sin, mask, cache, layer, wanted=None):
+        """x (B, T, C) → (B, T, C), or (B, R, C) where only the positions `wanted` (a Wanted) ask."""
         B, T, _ = x.shape
-        q = apply_rope(self.wq(x).view(B, T, self.H, self.D), cos, sin).transpose(1, 2)  # (B, H, T, D)
+        asking, turned, mask = (x, (cos, sin), mask) if wanted is None else (wanted.of(x), wanted.turned, wanted.mask)
+        q = apply_rope(self.wq(asking).view(B, -1, self.H, self.D), *turned).transpose(1, 2)  # (B, H, T or R, D)
         k = apply_rope(self.wk(x).view(B, T, self.K, self.D), cos, sin).transpose(1, 2)  # (B, K, T, D)
         v = self.wv(x).view(B, T, self.K, self.D).transpose(1, 2)  # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, K, S, D)
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0, self.fused)
-        return F.dropout(self.wo(y.transpose(1, 2).reshape(B, T, -1)), self.dropout, self.training)
+        return F.dropout(self.wo(y.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
@@ -118,9 +138,10 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(cfg.dim, cfg.norm_eps)
         self.ffn_norm = RMSNorm(cfg.dim, cfg.norm_eps)
 
-    def forward(self, x, cos, sin, mask, counted, cache, layer):
-        """x (B, T, C) → x (B, T, C), balance loss (0-d), expert load (E,)."""
-        x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache, layer)
+    def forward(self, x, cos, sin, mask, counted, cache, layer, wanted=None):
+        """x (B, T, C) → x (B, T, C), or (B, R, C) of the positions `wanted`; balance loss (0-d), expert load (E,)."""
+        asked = self.attention(self.attention_norm(x), cos, sin, mask, cache, layer, wanted)
+        x = asked + (x if wanted is None else wanted.of(x))
         if isinstance(self.feed_forward, FeedForward):
             return x + self.feed_forward(self.ffn_norm(x)), x.new_zeros((), dtype=torch.float32), x.new_zeros(0)
         y, balance, load = self.feed_forward(self.ffn_norm(x), counted)
@@ -176,20 +197,22 @@ class Transformer(nn.Module):
             ValueError: more positions than max_seq_len, or docs together with a cache.
         """
         counted = (targets != IGNORE).any(1) if targets is not None else None
-        x, balance, load = self.states(tokens, docs, cache, counted=counted)
-        logits = self.output(x[:, -1:] if last_only else x)  # (B, T or 1, V)
+        last = tokens.new_full((len(tokens), 1), tokens.shape[1] - 1) if last_only else None
+        x, balance, load = self.states(tokens, docs, cache, counted=counted, at=last)
+        logits = self.output(x)  # (B, T or 1, V)
         loss = cross_entropy_sum(logits, targets) if targets is not None else None
         return Output(logits, loss, balance, load)
 
-    def states(self, tokens, docs=None, cache=None, tree=None, counted=None):
-        """What the vocabulary matrix reads: `output(states)` are the logits, at the positions that are wanted.
+    def states(self, tokens, docs=None, cache=None, tree=None, counted=None, at=None):
+        """What the vocabulary matrix reads: `output(states)` are the logits.
 
         Args:
             tokens, docs, cache: as in forward.
             tree: a Tree (model/tree.py) where rows hold several continuations of one text.
             counted: (B,) bool, the rows that count for balance; None: all.
+            at: (B, R) positions in the row; None: all.
         Returns:
-            (B, T, C), the 0-d balance loss, the (L, E) expert load.
+            (B, T or R, C), the 0-d balance loss, the (L, E) expert load.
         """
         B, T = tokens.shape
         start = cache.length if cache is not None else 0
@@ -199,14 +222,16 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.reserve(B, T)
         mask = self._mask(T, start, docs, cache, tokens.device) if tree is None else tree.mask(start)
-        at = slice(start, end) if tree is None else start + tree.positions
-        cos, sin = self.rope_cos[at], self.rope_sin[at]
+        places = slice(start, end) if tree is None else start + tree.positions
+        cos, sin = self.rope_cos[places], self.rope_sin[places]  # (T, D/2), or (B, T, D/2) of a tree
+        wanted = None if at is None else self._wanted(at, cos, sin, mask, start + T)
         counted = tokens.new_ones(B, dtype=torch.bool) if counted is None else counted
 
         x = F.dropout(self.tok_embeddings(tokens), self.cfg.dropout, self.training)  # (B, T, C)
         balance, load = 0.0, []
         for i, layer in enumerate(self.layers):
-            x, layer_balance, layer_load = layer(x, cos, sin, mask, counted, cache, i)
+            last = i == len(self.layers) - 1
+            x, layer_balance, layer_load = layer(x, cos, sin, mask, counted, cache, i, wanted if last else None)
             balance = balance + layer_balance
             load.append(layer_load)
         if cache is not None:
@@ -226,6 +251,17 @@ class Transformer(nn.Module):
         if start == 0:
             return None
         return torch.ones(T, start + T, dtype=torch.bool, device=device).tril(diagonal=start)  # (T, S)
+
+    @staticmethod
+    def _wanted(at, cos, sin, mask, S):
+        """The Wanted of positions `at` (B, R) in rows with these angles and this mask over S positions."""
+        row = torch.arange(len(at), device=at.device).unsqueeze(1)  # (B, 1)
+        turned = tuple(angles[at] if angles.dim() == 2 else angles[row, at] for angles in (cos, sin))
+        if mask is None:
+            seen = torch.arange(S, device=at.device) <= at.unsqueeze(-1)  # (B, R, S)
+        else:
+            seen = mask[at] if mask.dim() == 2 else mask[row, 0, at]
+        return Wanted(at, turned, seen.unsqueeze(1))
 
     def n_params(self):
         """Number of parameters; the tied matrix counts once."""

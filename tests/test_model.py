@@ -361,3 +361,27 @@ def test_documents_and_cache_exclude_each_other():
     ids = torch.ones(1, 3, dtype=torch.long)
     with pytest.raises(ValueError, match="docs and cache"):
         ours(ids, docs=ids, cache=KVCache(ours.cfg))
+
+
+@pytest.mark.parametrize("kind", ["plain", "docs", "cache", "tree"])
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
+def test_reading_a_few_positions_gives_what_reading_all_gives(kind, moe):
+    from model.tree import lay_out
+
+    torch.manual_seed(5)
+    model = Transformer(
+        LMConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=99, max_seq_len=32, use_moe=moe)
+    )
+    model.eval()
+    ids, tree = lay_out([[1, 2, 3, 4], [5, 6, 7]], [[[8, 9], [10, 11, 12]], [[13, 14]]], padding_id=0)
+    given = {"docs": {"docs": (torch.arange(9) // 4).expand(2, 9)}, "tree": {"tree": tree}}.get(kind, {})
+    at = torch.tensor([[8, 0, 3], [4, 4, 2]])
+
+    def states(**more):
+        cache = None
+        if kind == "cache":
+            cache = KVCache(model.cfg, 2)
+            model.states(torch.tensor([[20, 21, 22], [23, 24, 25]]), cache=cache)
+        return model.states(ids, cache=cache, **given, **more)[0]
+
+    assert torch.allclose(states(at=at), states()[torch.arange(2)[:, None], at], atol=1e-5)
