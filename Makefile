@@ -26,7 +26,7 @@ demo: $(VENV)/.runtime ## raw text → tokenizer → a model that speaks → its
 	$(BIN)/python data_process.py pretrain --input $(DATA)/pretrain.jsonl --output $(DEMO)/pretrain.bin --tokenizer $(DEMO)/tokenizer
 	$(BIN)/python 1-pretrain.py --data_path $(DEMO)/pretrain.bin --out_dir $(DEMO) $(DEMO_FLAGS)
 	$(call SAMPLE,pretrain_256)
-	$(BIN)/python ceval_eval.py --data_dir $(DATA)/ceval-exam --scoring cloze --out_dir $(DEMO) --results_dir $(DEMO)/ceval
+	$(BIN)/python ceval_eval.py --data_dir $(DATA)/ceval-exam --scoring cloze --model $(DEMO)/pretrain_256.pth --results_dir $(DEMO)/ceval/pretrain_256
 	$(MAKE) --no-print-directory demo-chat
 
 demo-chat: $(VENV)/.runtime ## the second half of the demo: from the pretrained model to chat, a persona and preferences
@@ -40,6 +40,7 @@ demo-chat: $(VENV)/.runtime ## the second half of the demo: from the pretrained 
 	$(BIN)/python 5-dpo_train.py --data_path $(DATA)/dpo.jsonl --out_dir $(DEMO) $(DPO_FLAGS)
 	$(SCORE) $(DATA)/questions_unseen.jsonl --model $(DEMO)/dpo_256.pth
 	$(call SAMPLE,dpo_256)
+	$(BIN)/python ceval_eval.py --data_dir $(DATA)/ceval-exam --results_dir $(DEMO)/ceval --compare $(foreach m,pretrain full_sft dpo,$(DEMO)/$(m)_256.pth)
 	$(BIN)/python -m evaluation.report --out_dir $(DEMO)
 	@echo "Talk to it:  $(BIN)/python 2-eval.py --out_dir $(DEMO)      with its persona: --lora persona"
 

@@ -129,7 +129,9 @@ def main(argv=None):
     if not typed.compare:
         take(typed, exam, models[0], typed.results_dir)
         return
-    folders = [Path(typed.results_dir, f"{i}_{Path(model).stem}") for i, model in enumerate(models, 1)]
+    stems = [Path(model).stem for model in models]
+    alike = len(set(stems)) < len(stems)
+    folders = [Path(typed.results_dir, f"{i}_{stem}" if alike else stem) for i, stem in enumerate(stems, 1)]
     taken = {model: take(typed, exam, model, folder) for model, folder in zip(models, folders)}
     scores, samples = ({model: own[i] for model, own in taken.items()} for i in (0, 1))
     compare(exam, scores, samples, typed.results_dir)

@@ -125,7 +125,7 @@ def test_models_are_compared_with_what_they_write(trained, exam, tmp_path):
     first, second = found["samples"].values()
     assert first == second and "中国的首都是" in first and "no difference" in said
     assert "| prompt |" in (tmp_path / "r" / "samples.md").read_text(encoding="utf-8")
-    assert {p.name for p in (tmp_path / "r").iterdir() if p.is_dir()} == {"1_pretrain_32", "2_pretrain_again"}
+    assert {p.name for p in (tmp_path / "r").iterdir() if p.is_dir()} == {"pretrain_32", "pretrain_again"}
 
 
 @pytest.mark.parametrize(
