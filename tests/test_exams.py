@@ -193,8 +193,10 @@ def test_a_model_without_preferences_scores_options_by_their_length(exam, chat):
         assert scores["cloze_per_byte"][i].tolist() == pytest.approx(
             [s / len(o.encode()) for s, o in zip(sums, options)]
         )
-    prior = score_prior(stub, tokenizer, exam, Prompts(exam.english, chat=chat))
-    assert torch.allclose(prior, scores["cloze_sum"])  # without preferences a question changes nothing
+    # a question changes nothing for this model, so the words alone are worth all of it
+    assert torch.allclose(score_prior(stub, tokenizer, exam, Prompts(exam.english, chat=chat)), scores["cloze_sum"])
+    corrected = score_exam(stub, tokenizer, exam, {"cloze": Prompts(exam.english, chat=chat)}, 0)[0]["cloze_prior"]
+    assert torch.equal(corrected, torch.zeros(5, 4, dtype=torch.float64))
 
 
 def test_a_model_that_likes_one_options_words_chooses_it(exam):
