@@ -53,13 +53,12 @@ def open_ids(file):
     return np.memmap(file, dtype=np.uint16, mode="r")
 
 
-def find_documents(ids, bos_id, vocab_size, name):
-    """Where documents begin (each at a BOS) and their lengths: two (n,) int64 arrays.
+def document_starts(ids, bos_id, vocab_size, name):
+    """Yields where documents begin (each at a BOS, the first at 0): (n,) int64 arrays, one for every SCAN ids.
 
     Raises:
         ValueError: an id outside the vocabulary; on a GPU it would be an assertion without a name.
     """
-    starts = []
     for at in range(0, len(ids), SCAN):
         part = ids[at : at + SCAN]
         if int(part.max()) >= vocab_size:
@@ -68,10 +67,13 @@ def find_documents(ids, bos_id, vocab_size, name):
                 f"{name} holds id {int(part[where])} at position {at + where}, but the model has vocab_size "
                 f"{vocab_size}; use the tokenizer the file was made with, or set --vocab_size"
             )
-        starts.append(np.flatnonzero(part == bos_id).astype(np.int64) + at)
-    starts = np.concatenate(starts)
-    if len(starts) == 0 or starts[0] != 0:
-        starts = np.concatenate([[0], starts])
+        starts = np.flatnonzero(part == bos_id).astype(np.int64) + at
+        yield np.concatenate([[0], starts]) if at == 0 and (len(starts) == 0 or starts[0] != 0) else starts
+
+
+def find_documents(ids, bos_id, vocab_size, name):
+    """Where documents begin and their lengths: two (n,) int64 arrays. See document_starts."""
+    starts = np.concatenate(list(document_starts(ids, bos_id, vocab_size, name)))
     return starts, np.diff(np.append(starts, len(ids)))
 
 
