@@ -7,11 +7,15 @@ larger RoPE base, which is what it is.
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from transformers.utils import logging
 
+from inference.engine import Sampling, generate
 from model.huggingface import stock_name, to_stock
 
+logging.disable_progress_bar()  # transformers' own bars: loading takes no time here
 NORMS = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 SAMPLE = 64  # ids of the parity check
 
@@ -100,31 +104,48 @@ def to_stock_model(model, tokenizer):
     return stock.eval()
 
 
+class Parity(NamedTuple):
+    """How far an exported folder is from the checkpoint: logits relative to the largest, greedy tokens that agree."""
+
+    logits: float
+    tokens: int
+
+
 def save_hugging_face(model, tokenizer, folder):
-    """Writes the folder, loads it again, and returns the largest difference of the logits on random ids, relative.
+    """Writes the folder, loads it again as anyone would, and compares → Parity.
 
     Raises:
-        ValueError: the folder's logits differ by more than 1e-5 of the largest, or its argmax does.
+        ValueError: the folder's logits differ by more than 1e-5 of the largest, or its argmax or greedy text does.
     """
-    from transformers import AutoModelForCausalLM
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model = model.cpu().float().eval()
-    to_stock_model(model, tokenizer).save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
+        if not (tokenizer.path / file).is_file():
+            raise FileNotFoundError(f"no {file} in {tokenizer.path}; stock AutoTokenizer needs it")
         shutil.copyfile(tokenizer.path / file, folder / file)
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     config["model_max_length"] = model.cfg.max_seq_len
     text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    model = model.cpu().float().eval()
+    to_stock_model(model, tokenizer).save_pretrained(folder)
+    return compare(model, tokenizer, folder)
+
+
+@torch.inference_mode()
+def compare(model, tokenizer, folder):
+    """A checkpoint's model against a folder loaded by stock transformers → Parity; ValueError where they differ."""
+    from transformers import AutoModelForCausalLM
+
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    ids = torch.randint(
-        3, tokenizer.vocab_size, (2, min(SAMPLE, model.cfg.max_seq_len)), generator=torch.manual_seed(0)
-    )
-    with torch.inference_mode():
-        ours, theirs = model(ids).logits, stock(ids).logits
+    length = min(SAMPLE, model.cfg.max_seq_len)
+    ids = torch.randint(3, tokenizer.vocab_size, (2, length), generator=torch.manual_seed(0))
+    ours, theirs = model(ids).logits, stock(ids).logits
     difference = float((ours - theirs).abs().max() / ours.abs().max())
-    if difference > 1e-5 or not torch.equal(ours.argmax(-1), theirs.argmax(-1)):
+    start = ids[:1, :4]
+    expected = list(generate(model, start[0].tolist(), Sampling(temperature=0, max_new_tokens=length - 4)))
+    greedy = {"do_sample": False, "max_new_tokens": length - 4, "eos_token_id": None, "pad_token_id": 0}
+    written = stock.generate(start, attention_mask=torch.ones_like(start), **greedy)[0, 4:].tolist()
+    if difference > 1e-5 or not torch.equal(ours.argmax(-1), theirs.argmax(-1)) or written != expected:
         raise ValueError(f"{folder} does not compute what the checkpoint does: logits differ by {difference:.1e}")
-    return difference
+    return Parity(difference, len(written))

@@ -108,3 +108,36 @@ def v1_rope(x, theta=10000.0):
     angles = torch.outer(torch.arange(T).float(), 1.0 / theta ** (torch.arange(0, D, 2).float() / D))
     turns = torch.polar(torch.ones_like(angles), angles)[None, :, None, :]
     return torch.view_as_real(torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) * turns).flatten(3)
+
+
+def v1_logits(sd, ids, n_layers, n_heads, n_kv_heads, eps=1e-5, top_k=2):
+    """MiniMind v1's forward pass, dense or with experts, from its formulas; sd its state dict, ids (B, T)."""
+    norm = lambda x, w: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * w  # noqa: E731
+    x = sd["tok_embeddings.weight"][ids]
+    B, T, C = x.shape
+    seen = torch.ones(T, T, dtype=torch.bool).tril()
+
+    def swiglu(x, name):
+        w1, w2, w3 = (sd[f"{name}.w{i}.weight"] for i in (1, 2, 3))
+        return (torch.nn.functional.silu(x @ w1.T) * (x @ w3.T)) @ w2.T
+
+    for i in range(n_layers):
+        own = f"layers.{i}."
+        h = norm(x, sd[own + "attention_norm.weight"])
+        heads = lambda w, n: (h @ sd[f"{own}attention.{w}.weight"].T).view(B, T, n, -1)  # noqa: B023, E731
+        q, k, v = v1_rope(heads("wq", n_heads)), v1_rope(heads("wk", n_kv_heads)), heads("wv", n_kv_heads)
+        k, v = (y.repeat_interleave(n_heads // n_kv_heads, 2) for y in (k, v))
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+        y = torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
+        x = x + y.reshape(B, T, C) @ sd[own + "attention.wo.weight"].T
+        h = norm(x, sd[own + "ffn_norm.weight"])
+        if own + "feed_forward.gate.weight" not in sd:
+            x = x + swiglu(h, own + "feed_forward")
+            continue
+        weights, chosen = (h @ sd[own + "feed_forward.gate.weight"].T).softmax(-1).topk(top_k, -1)
+        weights = weights / weights.sum(-1, keepdim=True)
+        experts = len({name for name in sd if name.startswith(f"{own}feed_forward.experts.") and "w1" in name})
+        for e in range(experts):
+            x = x + swiglu(h, f"{own}feed_forward.experts.{e}") * (weights * (chosen == e)).sum(-1, keepdim=True)
+        x = x + swiglu(h, own + "feed_forward.shared_experts")
+    return norm(x, sd["norm.weight"]) @ sd["output.weight"].T

@@ -1,0 +1,111 @@
+"""A checkpoint for the rest of the world, and back: Hugging Face folder, GGUF file, Ollama model.
+
+reads    any checkpoint in out/ (the newest one if none is named), with --lora the adapter on it; or, with
+         --import_from, a stock Llama or Qwen2-MoE folder or a MiniMind v1 .pth
+writes   hf      a folder that stock transformers, vLLM and lm-eval load without remote code (Llama, or Qwen2-MoE)
+         gguf    a file that llama.cpp and LM Studio load as it is
+         ollama  that file with a Modelfile: `ollama create NAME -f DIR/Modelfile`
+         pth     a checkpoint of this project, from what was imported
+
+    python export_model.py --model out/full_sft_512.pth --format hf --output my_model
+    python export_model.py --model out/full_sft_512.pth --format gguf --type q8_0 --output my_model.gguf
+    python export_model.py --import_from my_model --output out/pretrain_512.pth
+
+Every export is loaded again and compared; one that computes something else is an error.
+"""
+
+from pathlib import Path
+
+from inference.chat import adapter_path
+from inference.export import save_hugging_face
+from inference.gguf_file import TYPES, save_gguf
+from inference.imports import import_folder, import_v1
+from inference.model_card import model_card, modelfile
+from model.lora import load_adapter, merged_state, remove_lora
+from trainer import args
+from trainer.checkpoint import describe, newest, open_checkpoint, save_weights, write_atomically
+
+
+def parse(argv):
+    """The command line → namespace."""
+    parser = args.make_parser(__doc__)
+    flag = lambda name, help, **kwargs: args.add_flag(parser, name, help=help, **kwargs)  # noqa: E731
+    flag("model", "checkpoint (default: the newest in --out_dir)")
+    flag("lora", "adapter to merge: a name in --out_dir, or a folder", metavar="NAME")
+    flag("format", "default: hf; pth with --import_from", choices=["hf", "gguf", "ollama", "pth"])
+    flag("type", "numbers of a GGUF file (default: f16)", choices=TYPES, default="f16")
+    flag("output", "folder (hf, ollama) or file (gguf, pth)", required=True)
+    flag("import_from", "a Hugging Face folder or a MiniMind v1 .pth", metavar="PATH")
+    flag("tokenizer", "tokenizer folder (default: the one recorded in the checkpoint)")
+    flag("out_dir", "where to look for checkpoints (default: out)", default="out")
+    flag("push_to_hub", "after hf: upload the folder as this repository", metavar="USER/NAME")
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="with --push_to_hub: say what would be uploaded"
+    )
+    typed = parser.parse_args(argv)
+    typed.format = typed.format or ("pth" if typed.import_from else "hf")
+    if typed.push_to_hub and typed.format != "hf":
+        raise ValueError("--push_to_hub uploads a folder: use it with --format hf")
+    if typed.import_from and (typed.model or typed.lora):
+        raise ValueError("give either --model (with --lora) or --import_from")
+    return typed
+
+
+def source(typed):
+    """What is exported: (model in eval mode, tokenizer, description, its path)."""
+    if typed.import_from:
+        path = Path(typed.import_from)
+        model, tokenizer = import_folder(path) if path.is_dir() else import_v1(path, typed.tokenizer)
+        return model, tokenizer, {"stage": "pretrain"}, path
+    path = Path(typed.model) if typed.model else newest(typed.out_dir)
+    model, tokenizer, about = open_checkpoint(path, tokenizer_dir=typed.tokenizer)
+    if typed.lora:
+        load_adapter(model, adapter_path(typed.lora, typed.out_dir))
+        state = merged_state(model)
+        remove_lora(model)
+        model.load_state_dict(state, strict=True)
+    return model, tokenizer, about, path
+
+
+def upload(folder, repository, dry_run):
+    """Uploads a folder to the Hub, or says what that would be."""
+    files = sorted(p.name for p in Path(folder).iterdir())
+    print(f"{'would upload' if dry_run else 'uploading'} {', '.join(files)} to https://huggingface.co/{repository}")
+    if not dry_run:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repository)
+
+
+def main(argv=None):
+    typed = parse(argv)
+    model, tokenizer, about, path = source(typed)
+    output = Path(typed.output)
+    print(f"{path}: {model.n_params():,} parameters, {'experts' if model.cfg.use_moe else 'dense'}")
+    if typed.format == "pth":
+        facts = {"imported_from": str(path)}
+        save_weights(output, model, describe(model.cfg, about.get("stage", "pretrain"), tokenizer, **facts))
+        print(f"written: {output} and {output.with_suffix('.json').name}")
+        return
+    if typed.format == "hf":
+        found = save_hugging_face(model, tokenizer, output)
+        card = model_card(model, about, path, output.name).encode("utf-8")
+        write_atomically(output / "README.md", lambda f: f.write(card))
+        print(f"written: {output}; stock transformers computes the same: logits {found.logits:.1e} apart (relative), "
+              f"greedy text of {found.tokens} tokens equal")  # fmt: skip
+        if typed.push_to_hub:
+            upload(output, typed.push_to_hub, typed.dry_run)
+        return
+    file = output / f"{path.stem}.gguf" if typed.format == "ollama" else output
+    save_gguf(model, tokenizer, file, typed.type, path.stem)
+    print(f"written: {file} ({file.stat().st_size / 1e6:.1f} MB, {typed.type})")
+    if typed.format == "ollama":
+        text = modelfile(file.name, tokenizer, model.cfg).encode("utf-8")
+        write_atomically(output / "Modelfile", lambda f: f.write(text))
+        print(f"written: {output}/Modelfile. Now: ollama create {path.stem} -f {output}/Modelfile")
+
+
+if __name__ == "__main__":
+    args.run(main)

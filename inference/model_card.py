@@ -1,0 +1,63 @@
+"""The texts that go with an exported model: a model card for the Hub, a Modelfile for Ollama."""
+
+import json
+
+
+def model_card(model, about, path, name):
+    """README.md of an exported folder: what it is, how it was made, how to use it.
+
+    Args:
+        about: the checkpoint's description; keys that it lacks are left out.
+        path: the checkpoint; name: the folder's name.
+    """
+    cfg = model.cfg
+    kind = f"{cfg.n_routed_experts} experts, {cfg.num_experts_per_tok} per token" if cfg.use_moe else "dense"
+    made = {
+        "stage": about.get("stage"),
+        "command": f"`{about['command']}`" if "command" in about else None,
+        "steps": about.get("step"),
+        "tokens": f"{about['tokens']:,}" if "tokens" in about else None,
+        "data": about.get("settings", {}).get("data_path"),
+        "validation loss": about.get("val_loss"),
+        "bits per byte": about.get("val_bits_per_byte"),
+        "seed": about.get("seed"),
+        "versions": json.dumps(about["versions"]) if "versions" in about else None,
+        "checkpoint": path.name,
+    }
+    rows = "\n".join(f"| {key} | {value} |" for key, value in made.items() if value is not None)
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+language: [zh, en]
+---
+# {name}
+
+A language model of {model.n_params():,} parameters: {kind}, width {cfg.dim}, {cfg.n_layers} layers, {cfg.n_heads} query
+and {cfg.n_kv_heads} key/value heads, {cfg.vocab_size:,} ids, context {cfg.max_seq_len}. It is in the format of stock
+{"Qwen2-MoE" if cfg.use_moe else "Llama"}: no remote code.
+
+| made by | |
+|---|---|
+{rows}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer, model = AutoTokenizer.from_pretrained("{name}"), AutoModelForCausalLM.from_pretrained("{name}")
+turns = [{{"role": "user", "content": "你好"}}]
+ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0], skip_special_tokens=True))
+```
+
+Write here what it was trained on and under which licences, what it is for, and what it must not be used for.
+"""
+
+
+def modelfile(file, tokenizer, cfg):
+    """An Ollama Modelfile for a GGUF file beside it; the template writes what this project's chats look like."""
+    bos, eos = (tokenizer.backend.id_to_token(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
+    turn = lambda role, text: f"{bos}{role}\n{text}{eos}\n"  # noqa: E731
+    # the file says that a text begins with BOS, so Ollama writes the first one itself
+    between = "{{ if $i }}" + bos + "{{ end }}"
+    message = turn("{{ $m.Role }}", "{{ $m.Content }}").removeprefix(bos)
+    template = "{{ range $i, $m := .Messages }}" + between + message + "{{ end }}" + f"{bos}assistant\n"
+    return f'FROM ./{file}\nTEMPLATE """{template}"""\nPARAMETER stop "{eos}"\nPARAMETER num_ctx {cfg.max_seq_len}\n'

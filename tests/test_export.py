@@ -1,0 +1,244 @@
+"""Out to the formats of others and back: nothing may change but names."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from inference.engine import Sampling, generate
+from inference.export import save_hugging_face
+from inference.gguf_file import save_gguf, tensors_of
+from inference.imports import import_folder
+from inference.model_card import modelfile
+from model.chat import load_tokenizer
+from model.LMConfig import LMConfig
+from model.lora import Adapter, add_lora
+from model.model import Transformer
+from tests.oracles import v1_logits
+from trainer.chat_stage import save_adapter
+from trainer.checkpoint import describe, load_model, save_weights
+from trainer.config import LoRAConfig
+
+ROOT = Path(__file__).parent.parent
+SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 6400, "max_seq_len": 64}
+SHAPES = {
+    "dense": {},
+    "experts": {"use_moe": True},
+    "yarn": {"rope_scaling": "yarn:4"},
+    "three raw experts": {"use_moe": True, "n_routed_experts": 3, "norm_topk_prob": False},
+}
+
+
+def make_model(**changes):
+    torch.manual_seed(1)
+    model = Transformer(LMConfig(**{**SHAPE, **changes})).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0.0, 0.2) if p.dim() > 1 else p.uniform_(0.5, 1.5)
+    return model
+
+
+def script(*words):
+    """Runs export_model.py here."""
+    runpy.run_path(str(ROOT / "export_model.py"))["main"]([str(word) for word in words])
+
+
+def saved(model, folder, name="pretrain_32.pth"):
+    save_weights(folder / name, model, describe(model.cfg, "pretrain", load_tokenizer(), step=7, tokens=1234))
+    return folder / name
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_out_and_back_gives_the_same_bits(shape, tmp_path):
+    model = make_model(**shape)
+    save_hugging_face(model, load_tokenizer(), tmp_path)
+    back, tokenizer = import_folder(tmp_path)
+    assert back.cfg == model.cfg and tokenizer.hash == load_tokenizer().hash
+    ours, theirs = model.state_dict(), back.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_ntk_comes_back_as_the_larger_base_that_it_is(tmp_path):
+    model = make_model(rope_scaling="ntk:2")
+    save_hugging_face(model, load_tokenizer(), tmp_path)
+    back, _ = import_folder(tmp_path)
+    ids = torch.randint(3, 6400, (2, 64), generator=torch.manual_seed(0))
+    assert back.cfg.rope_scaling is None and back.cfg.rope_theta > model.cfg.rope_theta
+    assert torch.allclose(back(ids).logits, model(ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
+def test_a_v1_file_gives_v1s_logits_before_and_after(moe, tmp_path):
+    state = make_model(use_moe=moe, n_heads=16, n_kv_heads=8, dim=64).state_dict()
+    torch.save({k: v.half() for k, v in state.items()}, tmp_path / "pretrain_64.pth")  # as v1 stores them
+    state = {k: v.half().float() for k, v in state.items()}
+    script("--import_from", tmp_path / "pretrain_64.pth", "--output", tmp_path / "own.pth")
+    model, about = load_model(tmp_path / "own.pth")
+    ids = torch.randint(3, 6400, (2, 40), generator=torch.manual_seed(0))
+    expected = v1_logits(state, ids, 2, 16, 8)
+    with torch.no_grad():
+        assert float((model(ids).logits - expected).abs().max() / expected.abs().max()) < 1e-5
+    assert about["imported_from"].endswith("pretrain_64.pth")
+
+
+def test_greedy_text_of_256_tokens_is_the_same_in_stock_transformers(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = make_model(max_seq_len=300)
+    script("--model", saved(model, tmp_path), "--output", tmp_path / "hf")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    start = load_tokenizer().encode_prompt([{"role": "user", "content": "春天来了，"}])
+    ours = list(generate(model, start, Sampling(temperature=0, max_new_tokens=256)))
+    theirs = stock.generate(torch.tensor([start]), do_sample=False, max_new_tokens=256, eos_token_id=None)[
+        0, len(start) :
+    ]
+    assert len(ours) == 256 and ours == theirs.tolist()
+    card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+    assert "| tokens | 1,234 |" in card and "pretrain_32.pth" in card
+
+
+def test_an_adapter_is_merged_on_the_way_out(tmp_path):
+    base = make_model()
+    path = saved(base, tmp_path)
+    adapter = Adapter(rank=4)
+    adapted = add_lora(make_model(), adapter)
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if name.endswith("lora_B"):
+                p.normal_(0.0, 0.2)
+    cfg = LoRAConfig(data_path="", out_dir=str(tmp_path), init_from=str(path), rank=4)
+    save_adapter(cfg, tmp_path / "lora_x_32.pth", adapted, describe(base.cfg, "lora_x", load_tokenizer()))
+    script("--model", path, "--lora", tmp_path / "lora_x_32", "--output", tmp_path / "hf")
+    merged, _ = import_folder(tmp_path / "hf")
+    ids = torch.randint(3, 6400, (1, 30))
+    assert torch.allclose(merged(ids).logits, adapted.eval()(ids).logits, atol=1e-4)
+    assert not torch.allclose(merged(ids).logits, base(ids).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "is a GPT2LMHeadModel"),
+        ({"tie_word_embeddings": False}, "an output matrix of its own"),
+        ({"attention_bias": True}, "biases in attention"),
+        ({"hidden_act": "gelu"}, "activation gelu"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "'llama3'"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value,
+)
+def test_a_folder_that_this_model_cannot_compute_is_refused(change, said, tmp_path):
+    save_hugging_face(make_model(), load_tokenizer(), tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **change}), encoding="utf-8")
+    with pytest.raises(ValueError, match=said):
+        import_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--format", "gguf", "--push_to_hub", "me/it"], "--format hf"),
+        (["--import_from", "x", "--model", "y"], "either --model"),
+        (["--model", "absent.pth"], "no checkpoint at absent.pth"),
+        (["--import_from", "."], "no config.json"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_use_is_told(flags, said, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        script(*flags, "--output", tmp_path / "x")
+
+
+def test_a_dry_run_uploads_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda *a, **k: pytest.fail("uploaded"))
+    flags = ["--push_to_hub", "me/it", "--dry_run", "--output", tmp_path / "hf"]
+    script("--model", saved(make_model(), tmp_path), *flags)
+    assert "would upload README.md, config.json" in capsys.readouterr().out
+
+
+# ---- GGUF ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("kind, error", [("f32", 0.0), ("f16", 1e-3), ("q8_0", 1e-2)])
+def test_a_gguf_file_holds_every_weight(shape, kind, error, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    model = make_model(**shape)
+    save_gguf(model, load_tokenizer(), tmp_path / "m.gguf", kind)
+    stored = {
+        t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors
+    }
+    expected = dict(tensors_of(model))
+    assert stored.keys() == expected.keys()
+    count = sum(w.size for w in expected.values())
+    copies = model.output.weight.numel() if model.cfg.use_moe else 0  # "bailingmoe" wants the tied matrix twice
+    assert count == model.n_params() + copies
+    for name, weight in expected.items():
+        assert abs(stored[name].reshape(weight.shape) - weight).max() <= error * abs(weight).max(), name
+
+
+def test_a_gguf_file_is_whole_or_absent(tmp_path, monkeypatch):
+    gguf = pytest.importorskip("gguf")
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", lambda self: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        save_gguf(make_model(), load_tokenizer(), tmp_path / "m.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(tmp_path):
+    pytest.importorskip("gguf")
+    file = json.loads((load_tokenizer().path / "tokenizer.json").read_text("utf-8"))
+    file["pre_tokenizer"]["pretokenizers"].pop(0)  # digits stay together
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file), encoding="utf-8")
+    with pytest.raises(ValueError, match="smollm"):
+        save_gguf(make_model(), load_tokenizer(tmp_path), tmp_path / "m.gguf")
+
+
+LINES = [
+    "春天来了，小河边的柳树发了芽。",
+    "3 + 15 = 18  \n\n\tx",
+    "It's 5 o'clock; don't  wait!",
+    "《诗》云：“関関雎鳩”😀",
+    "a\u3000b 12345",
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_llama_cpp_reads_the_file_as_it_is(shape, tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is built from source")
+    tokenizer, model = load_tokenizer(), make_model(**shape)
+    save_gguf(model, tokenizer, tmp_path / "m.gguf", "f32")
+    llama = llama_cpp.Llama(
+        str(tmp_path / "m.gguf"), n_ctx=64, n_threads=1, logits_all=True, verbose=False, type_k=0, type_v=0
+    )
+    for line in LINES:
+        assert llama.tokenize(line.encode(), add_bos=True, special=False) == [1, *tokenizer.encode(line)]
+    ids = torch.randint(3, 6400, (1, 60), generator=torch.manual_seed(0))
+    llama.eval(ids[0].tolist())
+    theirs, ours = torch.tensor(llama.scores[:60]), model(ids).logits[0].detach()
+    assert float((theirs - ours).abs().max() / ours.abs().max()) < 1e-4
+    assert torch.equal(theirs.argmax(-1), ours.argmax(-1))
+
+
+def test_the_modelfile_writes_a_chat_as_it_was_trained():
+    """Ollama's template, filled in by hand: BOS comes from the file, once."""
+    tokenizer = load_tokenizer()
+    text = modelfile("m.gguf", tokenizer, LMConfig())
+    template = text.split('"""')[1]
+    loop, end = (
+        template.split("{{ range $i, $m := .Messages }}")[1].split("{{ end }}<s>assistant\n")[0],
+        "<s>assistant\n",
+    )
+    turns = [{"role": "system", "content": "简短。"}, {"role": "user", "content": "你好"}]
+    written = ""
+    for i, turn in enumerate(turns):
+        own = loop.replace("{{ if $i }}<s>{{ end }}", "<s>" if i else "")
+        written += own.replace("{{ $m.Role }}", turn["role"]).replace("{{ $m.Content }}", turn["content"])
+    ids = tokenizer.backend
+    ids.encode_special_tokens = False
+    try:
+        found = [tokenizer.bos_id, *ids.encode(written + end, add_special_tokens=False).ids]
+    finally:
+        ids.encode_special_tokens = True
+    assert found == tokenizer.encode_prompt(turns)
+    assert text.startswith("FROM ./m.gguf\n") and 'PARAMETER stop "</s>"' in text
