@@ -96,8 +96,9 @@ def take(typed, exam, path, folder):
     put_on = (lambda m: load_adapter(m, adapter_path(typed.lora, typed.out_dir))) if typed.lora else None
     reader, tokenizer, about = open_reader(path, device, dtype, typed.tokenizer, put_on)
     prompts = prompts_for(typed, exam, about["stage"])
-    style = ", ".join(f"{kind} {'as a chat' if p.chat else 'plain'}" for kind, p in prompts.items())
-    print(f"\n{path}: {len(exam.questions)} questions of {typed.data_dir} ({typed.split}), {style}, {typed.dtype}")
+    style = {kind: "chat" if p.chat else "plain" for kind, p in prompts.items()}
+    how = ", ".join(f"{kind} in {words} prompts" for kind, words in style.items())
+    print(f"\n{path}: {len(exam.questions)} questions of {typed.data_dir} ({typed.split}), {how}, {typed.dtype}")
     start = time.perf_counter()
     scores, turned, used = score_exam(reader, tokenizer, exam, prompts, typed.shots, typed.rotations)
     seconds = time.perf_counter() - start

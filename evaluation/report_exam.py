@@ -83,7 +83,7 @@ def paper_part(paper, exams):
     groups = {}
     for exam, scoring, s in columns:
         row = (scoring, styles[scoring], s["accuracy"], *interval_of(s.get("interval_95")))
-        groups.setdefault(label(exam), []).append(row)
+        groups.setdefault(name_of(exam), []).append(row)
     chance = chance_of(exams[0])
     said = f"{title}: accuracy with 95 % intervals; guessing gives {percent(chance, 0)}"
     chart = both(lambda wide: interval_chart(said, list(groups.items()), chance, wide))
@@ -92,12 +92,6 @@ def paper_part(paper, exams):
     parts.append(table_of_categories(columns))
     by_subject = table_of_subjects(columns)
     return h("article", parts, folded("Every subject", by_subject) if by_subject else None)
-
-
-def label(exam):
-    """How a chart names a result: the model, and how it was asked where the file tells."""
-    prompt = at(exam, "prompt")
-    return f"{name_of(exam)} ({prompt} prompt)" if prompt else name_of(exam)
 
 
 def table_of_scorings(columns):
@@ -123,7 +117,8 @@ def troubles(exams):
 
 def two_lines(exam, scoring):
     """What a row or a column of results is about."""
-    how = f"{scoring}, {at(exam, 'prompt')} prompt" if at(exam, "prompt") else scoring
+    prompt = at(exam, "prompt", scoring.partition("_")[0])
+    how = f"{scoring}, {prompt} prompt" if prompt else scoring
     return h("span", name_of(exam), h("br"), h("small", how, class_="soft"))
 
 

@@ -75,7 +75,7 @@ def summary(stage, right):
     scoring["categories"] = {"STEM": part(right), "Other": part(right)}
     facts = {"model": f"out/{stage}_32.pth", "stage": stage, "data_dir": "exam", "split": "val", "shots": 0}
     facts |= {
-        "prompt": "plain",
+        "prompt": {"cloze": "plain", "letter": "chat"},
         "questions": 100,
         "problems": {"too long": 3},
         "chance": 0.25,
