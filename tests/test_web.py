@@ -1,0 +1,71 @@
+"""The chat page, driven as streamlit's own tester drives it: no browser, the same script."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.stages import make_base
+
+testing = pytest.importorskip("streamlit.testing.v1", reason="needs pip install -r requirements-serve.txt")
+PAGE = str(Path(__file__).parent.parent / "web_demo.py")
+
+
+@pytest.fixture
+def page(tmp_path, tokenizer_dir, monkeypatch):
+    """The page over a folder with one model that has learnt nothing; greedy, so that answers repeat."""
+    make_base(tmp_path, tokenizer_dir)
+    monkeypatch.setattr(sys, "argv", ["web_demo.py", "--out_dir", str(tmp_path), "--device", "cpu"])
+    page = testing.AppTest.from_file(PAGE, default_timeout=60).run()
+    slider(page, "temperature").set_value(0.0)
+    slider(page, "max_new_tokens").set_value(16)
+    return page.run()
+
+
+def slider(page, name):
+    return next(s for s in page.sidebar.slider if s.label == name)
+
+
+def button(page, name):
+    return next(b for b in page.sidebar.button if b.label == name)
+
+
+def turns(page):
+    return [(m.name, (m.markdown or m.text)[0].value) for m in page.chat_message]
+
+
+def test_a_question_is_answered_and_asked_again(page):
+    assert not page.exception and button(page, "Again").disabled
+    page.chat_input[0].set_value("春天").run()
+    first = turns(page)
+    assert not page.exception and [role for role, _ in first] == ["user", "assistant"] and first[0][1] == "春天"
+    button(page, "Again").click().run()
+    assert turns(page) == first  # greedy
+    button(page, "New chat").click().run()
+    assert turns(page) == []
+
+
+def test_reasoning_is_folded(page):
+    page.session_state["turns"] = [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "<think>\none and one\n</think>\n\n2"},
+    ]
+    page.run()
+    assert page.expander[0].label == "reasoning" and page.expander[0].text[0].value == "one and one"
+    assert page.chat_message[1].markdown[0].value == "2"
+
+
+def test_a_question_that_does_not_fit_is_told(page):
+    page.chat_input[0].set_value("春天" * 200).run()
+    assert not page.exception and "shorten it" in page.error[0].value
+
+
+def test_what_is_typed_is_shown_as_text(page):
+    page.chat_input[0].set_value("<b>**x**</b>").run()
+    assert page.chat_message[0].text[0].value == "<b>**x**</b>"
+
+
+def test_a_folder_without_models_names_the_next_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["web_demo.py", "--out_dir", str(tmp_path)])
+    page = testing.AppTest.from_file(PAGE, default_timeout=60).run()
+    assert "make demo" in page.error[0].value and not page.exception
