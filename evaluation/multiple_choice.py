@@ -82,8 +82,9 @@ class Prompts:
 def encode(tokenizer, prompts, continuations):
     """Prompts (str, or turns of a chat) and what may follow each → [(context ids, [continuation ids])].
 
-    A plain text is encoded together with its continuation and cut where the text alone would end, as lm-eval does;
-    where the two grow together a continuation keeps at least one id, and the contexts of one prompt may then differ.
+    A plain text is encoded alone and together with each continuation, of which the ids behind the text's length are
+    scored, behind the text's own ids: lm-eval's rule, so that scores are its scores. Where the two grow together at the
+    seam (as "：" and "“" may) the rule loses a character; where nothing would be left, the last id is scored.
     """
     if prompts and not isinstance(prompts[0], str):
         answers = iter(tokenizer.encode_batch([c for own in continuations for c in own]))
@@ -97,8 +98,8 @@ def encode(tokenizer, prompts, continuations):
         pairs = []
         for _ in own:
             ids = [tokenizer.bos_id, *next(together)]
-            cut = min(1 + len(text), len(ids) - 1)
-            pairs.append((ids[:cut], ids[cut:]))
+            before, after = [tokenizer.bos_id, *text], ids[1 + len(text) :]
+            pairs.append((before, after) if after else (ids[:-1], ids[-1:]))
         encoded.append(pairs)
     return encoded
 
