@@ -65,10 +65,10 @@ def main(argv=None):
     with parallel.joined(cfg) as runtime:
         torch.manual_seed(cfg.seed)
         model, tokenizer = start_from(cfg, ["full_sft", "lora", "pretrain"], runtime)
+        if cfg.use_lora:  # now, on the CPU, where the seed alone decides; a new adapter leaves the reference as it is
+            add_lora(model, cfg)
         with parallel.main_first(runtime):
             data = load_data(cfg, model, tokenizer, runtime)
-        if cfg.use_lora:
-            add_lora(model, cfg)
         save = partial(save_adapter, cfg) if cfg.use_lora else save_weights
         fit(model, runtime, cfg, "dpo", tokenizer, data, partial(preference_loss, cfg=cfg), save)
 

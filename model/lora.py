@@ -4,6 +4,7 @@ Source: Hu et al. 2021, arXiv:2106.09685. Adapters are stored in PEFT's format, 
 exported stock model.
 """
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from model.huggingface import from_stock, own_name, stock_name, to_stock
 from model.LMConfig import knob
 
 PREFIX = "base_model.model."  # PEFT's name for "inside the wrapped model"
+ADAPTER_PARTS = (".lora_A", ".lora_B")
 
 
 @dataclass
@@ -105,9 +107,18 @@ def remove_lora(model):
     return model
 
 
+def weights_fingerprint(model):
+    """16 hex digits that change when the weights do, an adapter's aside; of each tensor 1,024 values are read."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if not name.endswith(ADAPTER_PARTS):
+            digest.update(name.encode() + tensor.flatten()[:1024].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def merged_state(model):
     """The state dict that a model without adapters would need to give the same logits."""
-    state = {n: t for n, t in model.state_dict().items() if not n.endswith((".lora_A", ".lora_B"))}
+    state = {n: t for n, t in model.state_dict().items() if not n.endswith(ADAPTER_PARTS)}
     return state | {f"{name}.weight": module.merged() for name, module in adapted(model).items()}
 
 

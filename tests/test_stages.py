@@ -86,9 +86,11 @@ def test_two_ranks_equal_one(data, base, tmp_path, stage):
     assert largest_difference(final(tmp_path / "one", stage), final(tmp_path / "two", stage)) < 1e-5
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stopped_and_continued_run_ends_bit_equal(data, base, tmp_path, stage, monkeypatch):
-    more = ("--batch_size", 4, "--accumulation_steps", 2, "--max_steps", 8, "--save_interval", 2)
+@pytest.mark.parametrize(
+    ("stage", "flags"), [*((stage, ()) for stage in STAGES), ("dpo", ("--use_lora", "--rank", 2))], ids=str
+)
+def test_a_stopped_and_continued_run_ends_bit_equal(data, base, tmp_path, stage, flags, monkeypatch):
+    more = ("--batch_size", 4, "--accumulation_steps", 2, "--max_steps", 8, "--save_interval", 2, *flags)
     run_stage(stage, data, base, tmp_path / "a", *more)
 
     from trainer import loop

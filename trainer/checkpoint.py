@@ -6,7 +6,6 @@ out/<stage>_<dim>[_moe].pth   the weights: a plain state dict in fp32 under Mini
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import pickle
@@ -111,14 +110,6 @@ def save_weights(path, model, description, state=None):
     state["output.weight"] = state["tok_embeddings.weight"]  # one tensor on disk, as in memory
     save_json(path.with_suffix(".json"), description)  # first: weights without it would have to be guessed about
     write_atomically(path, lambda f: torch.save(state, f))
-
-
-def weights_fingerprint(model):
-    """16 hex digits that change when the weights do; the first 1,024 values of each tensor are read."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + tensor.flatten()[:1024].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def load_file(path, device="cpu"):

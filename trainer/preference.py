@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from model.batch import collate_pairs
 from model.cross_entropy import IGNORE
+from model.lora import weights_fingerprint
 from trainer import checkpoint
 from trainer.losses import Losses
 
@@ -141,7 +142,7 @@ def reference_log_probs(model, dataset, runtime, batch_size, cache_dir):
         (rows, 2, M) float32, memory-mapped.
     """
     dtype = str(runtime.dtype).removeprefix("torch.")
-    name = f"reference_{checkpoint.weights_fingerprint(model)}_{dataset.fingerprint}_{dataset.T}_{dtype}.npy"
+    name = f"reference_{weights_fingerprint(model)}_{dataset.fingerprint}_{dataset.T}_{dtype}.npy"
     file = Path(cache_dir, name)
     if not file.is_file():
         loader = DataLoader(dataset, batch_size, collate_fn=collate_pairs)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from model.batch import collate
+from model.lora import weights_fingerprint
 from trainer import checkpoint, parallel
 from trainer.config import changed_settings
 from trainer.flops import peak_flops
@@ -56,7 +57,7 @@ class Run:
         self.runtime, self.cfg, self.stage, self.tokenizer, self.data = runtime, cfg, stage, tokenizer, data
         self.loss_fn, self.save_weights, self.model = loss_fn, save_weights, model.to(runtime.device)
         self.path = checkpoint.checkpoint_path(cfg.out_dir, stage, model.cfg)
-        self.initial = checkpoint.weights_fingerprint(model) if cfg.init_from else None
+        self.initial = weights_fingerprint(model) if cfg.init_from else None
         self.optimizers = make_optimizers(model, cfg)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
         self.order = RowOrder(
