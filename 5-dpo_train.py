@@ -64,7 +64,8 @@ def main(argv=None):
     prepare_out_dir(cfg.out_dir)
     with parallel.joined(cfg) as runtime:
         torch.manual_seed(cfg.seed)
-        model, tokenizer = start_from(cfg, ["full_sft", "lora", "pretrain"], runtime)
+        # as the reference is scored: dropout would be a difference between the two that no pair explains (as in trl)
+        model, tokenizer = start_from(cfg, ["full_sft", "lora", "pretrain"], runtime, dropout=0.0)
         if cfg.use_lora:  # now, on the CPU, where the seed alone decides; a new adapter leaves the reference as it is
             add_lora(model, cfg)
         with parallel.main_first(runtime):

@@ -1,6 +1,7 @@
 """What holds for pretraining holds for every later stage: splits, ranks, stopping; and what each is told is wrong."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -155,6 +156,12 @@ def test_lora_dpo_trains_an_adapter_only(data, base, tmp_path):
     state, before = load_file(tmp_path / "dpo_32_resume.pth"), load_file(base)
     assert all(torch.equal(state["model"][k], before[k]) for k in before)
     assert (tmp_path / "dpo_32" / "adapter_config.json").is_file()
+
+
+def test_the_policy_trains_without_dropout_as_its_reference_was_scored(data, base, tmp_path):
+    run_stage("dpo", data, base, tmp_path, "--max_steps", 1, "--batch_size", 4)
+    first = json.loads((tmp_path / "dpo_32.jsonl").read_text(encoding="utf-8").splitlines()[1])
+    assert first["step"] == 1 and first["loss"] == pytest.approx(math.log(2), abs=1e-5)  # the base has dropout 0.1
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo", "simpo", "orpo"])

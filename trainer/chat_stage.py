@@ -12,16 +12,17 @@ from trainer import checkpoint
 from trainer.run import Data
 
 
-def start_from(cfg, stages, runtime):
+def start_from(cfg, stages, runtime, **overrides):
     """The model a stage begins with → (Transformer, ChatTokenizer); cfg.init_from then names its file.
 
     Args:
         cfg: a ChatConfig; init_from, tokenizer and max_seq_len may be unset.
         stages: without init_from, the newest checkpoint of the first of these that has one.
+        overrides: LMConfig fields that change no tensor.
     """
     cfg.init_from = str(cfg.init_from or checkpoint.latest_stage(cfg.out_dir, stages))
     longer = {"max_seq_len": cfg.max_seq_len} if cfg.max_seq_len else {}
-    model, tokenizer, about = checkpoint.open_checkpoint(cfg.init_from, "cpu", cfg.tokenizer, **longer)
+    model, tokenizer, about = checkpoint.open_checkpoint(cfg.init_from, "cpu", cfg.tokenizer, **longer, **overrides)
     runtime.say(f"from      {cfg.init_from} ({about.get('stage', 'no description beside it')})")
     return model, tokenizer
 
