@@ -19,6 +19,8 @@ from model.LMConfig import knob
 
 PREFIX = "base_model.model."  # PEFT's name for "inside the wrapped model"
 ADAPTER_PARTS = (".lora_A", ".lora_B")
+BASE_WEIGHTS = "base_weights"  # the key in the metadata of adapter_model.safetensors, which peft does not read
+OTHER_KINDS = ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias")  # settings of PEFT that are not read here
 
 
 @dataclass
@@ -155,45 +157,63 @@ def peft_config(adapter, model, base):
     }
 
 
-def load_adapter(model, folder):
-    """Puts the adapter of a PEFT folder onto `model`, replacing one that is there; returns its adapter_config.
+def read_adapter(folder):
+    """A PEFT folder → (Adapter, {layer: {"lora_A", "lora_B"}} as PEFT lays them out, adapter_config, base weights).
+
+    Base weights are the weights_fingerprint of the model it was trained on; None for an adapter made elsewhere.
 
     Raises:
-        FileNotFoundError, ValueError: not there, or made for another shape; the model is left without an adapter.
+        FileNotFoundError, ValueError: not there, cut off, or of a kind that is not read here.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     folder = Path(folder)
     config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     if not config_file.is_file() or not weights_file.is_file():
         raise FileNotFoundError(f"no adapter in {folder}; make one with: python 4-lora_sft.py")
-    remove_lora(model)
     try:
-        config, stored = json.loads(config_file.read_text(encoding="utf-8")), load_file(weights_file)
-        pairs = {}
-        for key, tensor in stored.items():
-            name, part = key.removeprefix(PREFIX).removesuffix(".weight").rsplit(".", 1)
-            pairs.setdefault(own_name(name), {})[part] = tensor
+        config, pairs = json.loads(config_file.read_text(encoding="utf-8")), {}
+        with safe_open(weights_file, "pt") as stored:
+            base = (stored.metadata() or {}).get(BASE_WEIGHTS)
+            for key in stored.keys():  # noqa: SIM118 it is no dict
+                name, part = key.removeprefix(PREFIX).removesuffix(".weight").rsplit(".", 1)
+                pairs.setdefault(own_name(name), {})[part] = stored.get_tensor(key)
         adapter = Adapter(
             rank=config["r"],
             alpha=config["lora_alpha"],
             rslora=bool(config.get("use_rslora")),
             targets=",".join({name.rpartition(".")[2] for name in pairs}),
         )
-    except (SafetensorError, ValueError, KeyError, AttributeError) as error:
+    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{folder} is not a LoRA adapter for this kind of model ({error!r})") from error
-    layers = adapted(add_lora(model, adapter))
-    fits = layers.keys() == pairs.keys() and all(
-        pairs[n]["lora_A"].shape == m.lora_A.shape and pairs[n]["lora_B"].shape == m.lora_B.shape
-        for n, m in layers.items()
-    )
-    if not fits:
-        remove_lora(model)
+    if others := [name for name in OTHER_KINDS if config.get(name)]:
+        raise ValueError(f"{folder} uses {', '.join(others)}, which is not read here; choose plain LoRA")
+    return adapter, pairs, config, base
+
+
+def load_adapter(model, folder, name="this model"):
+    """Puts the adapter of a PEFT folder onto `model`, replacing one that is there; returns its adapter_config.
+
+    Args:
+        name: of the model, for the error.
+    Raises:
+        FileNotFoundError, ValueError: not there, or made for another shape or other weights; the model is as it was.
+    """
+    adapter, pairs, config, base = read_adapter(folder)
+    layers = {n: m.weight for n, m in model.named_modules() if isinstance(m, (nn.Linear, LoRALinear))}
+    targets = {n: weight.shape for n, weight in layers.items() if n.rpartition(".")[2] in adapter.names}
+    shapes = {n: {part: tuple(tensor.shape) for part, tensor in pair.items()} for n, pair in pairs.items()}
+    if shapes != {n: {"lora_A": (adapter.rank, i), "lora_B": (o, adapter.rank)} for n, (o, i) in targets.items()}:
         raise ValueError(f"{folder} was made for a model of another shape; choose the model it was trained on")
+    if base not in (None, own := weights_fingerprint(model)):
+        raise ValueError(
+            f"{folder} was trained on {config.get('base_model_name_or_path')} (weights {base}), and {name} has {own}: "
+            "a merged model contains its adapter already, and after its base an adapter is trained again"
+        )
+    add_lora(remove_lora(model), adapter)
     with torch.no_grad():
-        for name, module in layers.items():
-            module.lora_A.copy_(pairs[name]["lora_A"])
-            module.lora_B.copy_(from_stock(name, pairs[name]["lora_B"], model.cfg))
+        for n, module in adapted(model).items():
+            module.lora_A.copy_(pairs[n]["lora_A"])
+            module.lora_B.copy_(from_stock(n, pairs[n]["lora_B"], model.cfg))
     model.eval()
     return config

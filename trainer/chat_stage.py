@@ -7,7 +7,7 @@ import numpy as np
 from safetensors.torch import save as to_safetensors
 
 from model.dataset import Mixed, PretrainDataset, SFTDataset, split_rows
-from model.lora import adapted, merged_state, peft_config, peft_tensors
+from model.lora import BASE_WEIGHTS, adapted, merged_state, peft_config, peft_tensors, weights_fingerprint
 from trainer import checkpoint
 from trainer.run import Data
 
@@ -44,7 +44,8 @@ def save_adapter(cfg, path, model, description):
     """The save_weights of a LoRA run: the adapter in PEFT's format in <path without .pth>/, then the merged .pth."""
     folder = adapter_folder(path)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = to_safetensors(peft_tensors(model), metadata={"format": "pt"})
+    metadata = {"format": "pt", BASE_WEIGHTS: weights_fingerprint(model)}
+    tensors = to_safetensors(peft_tensors(model), metadata=metadata)
     checkpoint.write_atomically(folder / "adapter_model.safetensors", lambda f: f.write(tensors))
     checkpoint.save_json(folder / "adapter_config.json", peft_config(cfg, model, cfg.init_from))
     lora = {"base": cfg.init_from, "rank": cfg.rank, "alpha": cfg.alpha, "layers": len(adapted(model))}
