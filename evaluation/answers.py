@@ -11,11 +11,10 @@ import json
 from pathlib import Path
 
 from evaluation.intervals import wilson
-from inference.chat import Conversation, adapter_path
+from inference.chat import Conversation
 from inference.engine import Sampling
-from model.lora import load_adapter
+from inference.opening import open_model
 from trainer import args
-from trainer.checkpoint import newest, open_checkpoint
 from trainer.runtime import choose_device
 
 
@@ -61,10 +60,7 @@ def main(argv=None):
     args.add_flag(parser, "max_new_tokens", type=int, default=60, help="longest reply (default: 60)")
     cfg = parser.parse_args(argv)
     questions = read_questions(cfg.questions)
-    path = cfg.model or newest(cfg.out_dir)
-    model, tokenizer, _ = open_checkpoint(path, choose_device(cfg.device))
-    if cfg.lora:
-        load_adapter(model, adapter_path(cfg.lora, cfg.out_dir))
+    model, tokenizer, _, path, _ = open_model(cfg.model, cfg.lora, cfg.out_dir, choose_device(cfg.device))
     conversation = Conversation(model, tokenizer, Sampling(temperature=0, max_new_tokens=cfg.max_new_tokens), history=0)
     answered = list(zip(questions, replies(conversation, questions)))
     wrong = [(q, reply) for q, reply in answered if not is_right(q, reply)]

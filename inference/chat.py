@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 from inference.engine import Sampling, generate, stream_text
+from inference.opening import adapter_path
 from model.lora import load_adapter, remove_lora
 from trainer.args import flag_type, parse_bool
 from trainer.checkpoint import write_atomically
@@ -64,20 +64,6 @@ class Conversation:
         write_atomically(path, lambda f: f.write(line.encode("utf-8")))
 
 
-def adapter_path(name, out_dir):
-    """The folder of adapter `name`: a path, or out_dir/lora_<name>_…; FileNotFoundError lists what is there."""
-    there = {p.parent.name: p.parent for p in Path(out_dir).glob("*/adapter_config.json")}
-    if Path(name, "adapter_config.json").is_file():
-        return Path(name)
-    found = sorted(folder for stem, folder in there.items() if stem == name or stem.startswith(f"lora_{name}_"))
-    if not found:
-        raise FileNotFoundError(
-            f"no adapter {name} in {out_dir} (there: {', '.join(sorted(there)) or 'none'}). "
-            f"Make it with: python 4-lora_sft.py --lora_name {name}"
-        )
-    return found[-1]
-
-
 def changed(sampling, name, text):
     """Sampling with one field set from text; ValueError names what is wrong."""
     fields = {f.name: f for f in dataclasses.fields(Sampling)}
@@ -120,7 +106,7 @@ def obey(conversation, command, out_dir):
         if rest in ("", "off"):
             remove_lora(conversation.model)
             return "no adapter: this is the base"
-        load_adapter(conversation.model, adapter_path(rest, out_dir))
+        load_adapter(conversation.model, adapter_path(rest, out_dir, conversation.model.cfg))
         return f"adapter {rest} is on"
     if name == "save":
         if not rest:

@@ -8,8 +8,9 @@ import torch
 from evaluation.answers import is_right, read_questions
 from evaluation.inspection import document_of, show, sides_of
 from inference import terminal
-from inference.chat import COMMANDS, Conversation, adapter_path, changed, obey
+from inference.chat import COMMANDS, Conversation, changed, obey
 from inference.engine import Sampling
+from inference.opening import adapter_path, open_model
 from model.chat import load_tokenizer
 from model.LMConfig import LMConfig
 from model.lora import Adapter, adapted, add_lora, remove_lora
@@ -133,6 +134,20 @@ def test_adapters_are_switched_and_off_restores_every_answer(conversation, tmp_p
     assert adapter_path("b", tmp_path).name == "lora_b_32"
     with pytest.raises(FileNotFoundError, match="there: lora_a_32, lora_b_32"):
         adapter_path("c", tmp_path)
+
+
+def test_an_adapter_is_found_by_its_whole_name_and_by_the_width_it_is_for(tmp_path):
+    for name in ("lora_persona_32", "lora_persona_64", "lora_persona_v2_32", "lora_other_32_moe"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert adapter_path("persona_v2", tmp_path).name == "lora_persona_v2_32"
+    assert adapter_path("other", tmp_path).name == "lora_other_32_moe"
+    assert adapter_path("persona", tmp_path, LMConfig(dim=32, n_heads=4, n_kv_heads=2)).name == "lora_persona_32"
+    assert adapter_path("lora_persona_64", tmp_path).name == "lora_persona_64"
+    with pytest.raises(ValueError, match="lora_persona_32 and lora_persona_64"):
+        adapter_path("persona", tmp_path)
+    with pytest.raises(ValueError, match="does not name the adapter's base.*--model"):
+        open_model(None, "other", tmp_path)
 
 
 def test_a_chat_on_the_terminal_answers_obeys_and_ends(conversation, tmp_path, monkeypatch, capsys):

@@ -136,6 +136,11 @@ def test_the_stages_follow_each_other_without_being_told_where_the_last_one_is(d
     answers = tmp_path / "a.jsonl"
     said = call("2-eval.py", "--out_dir", out, "--lora", "sft", "--prompts", tmp_path / "p.txt", "--out", answers)
     assert "full_sft_32.pth" in said and "adapter" in said and json.loads(answers.read_text(encoding="utf-8"))
+    (tmp_path / "q.jsonl").write_text('{"prompt": "你好", "accept": ["好"]}\n', encoding="utf-8")
+    ask = ["-m", "evaluation.answers", "--questions", tmp_path / "q.jsonl", "--out_dir", out, "--max_new_tokens", 5]
+    assert "full_sft_32.pth with sft: " in call(*ask, "--lora", "sft")  # not the newest: the base it was trained on
+    said = call(*ask, "--lora", "sft", "--model", out / "lora_sft_32.pth", code=1)
+    assert "was trained on" in said and "a merged model contains its adapter already" in said
 
 
 def test_lora_leaves_the_base_alone_and_keeps_little_optimizer_state(data, base, tmp_path, capsys):
