@@ -14,6 +14,7 @@ from model.batch import FILLER, collate, collate_pairs
 from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from model.cross_entropy import IGNORE
 from model.dataset import DPODataset, Mixed, SFTDataset
+from model.files import code_digest
 from model.LMConfig import LMConfig
 from model.model import Transformer
 from trainer.preference import log_probs
@@ -183,6 +184,21 @@ def test_rows_are_found_again_in_the_cache_and_made_anew_for_other_text(tokenize
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "c").iterdir()}
     write(file, chats(31))
     assert SFTDataset(file, 96, tokenizer, tmp_path / "c").fingerprint != first.fingerprint
+
+
+def test_rows_are_made_anew_when_the_code_that_makes_them_changes(tokenizer, tmp_path, monkeypatch):
+    file = write(tmp_path / "a.jsonl", chats(30))
+    first = SFTDataset(file, 96, tokenizer, tmp_path / "c")
+    monkeypatch.setattr("model.dataset.code_digest", lambda *files: "another")
+    again = SFTDataset(file, 96, tokenizer, tmp_path / "c")
+    assert again.ids.filename != first.ids.filename
+
+
+def test_the_digest_of_code_changes_with_it(tmp_path):
+    (tmp_path / "a.py").write_text("x = 1", encoding="utf-8")
+    before = code_digest(tmp_path / "a.py")
+    (tmp_path / "a.py").write_text("x = 2", encoding="utf-8")
+    assert code_digest(tmp_path / "a.py") != before == before.lower() and len(before) == 16
 
 
 def test_a_line_in_another_form_is_named(tokenizer, tmp_path):

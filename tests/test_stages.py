@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +16,9 @@ from model.chat import load_tokenizer
 from model.dataset import SFTDataset
 from tests.stages import ROOT, SCRIPTS, flags_of, make_base, make_data, run_stage
 from tests.test_scripts import ENV, call
+from trainer.chat_stage import prepared
 from trainer.checkpoint import load_file, load_model
+from trainer.config import SFTConfig
 from trainer.losses import language_model_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -214,6 +217,28 @@ def test_replay_and_noise_train_and_are_told(data, base, tmp_path, tokenizer_dir
     run_stage(stage, data, base, tmp_path / "out", *more)
     said = re.search(r"replay    (\d+) rows of .*data      (\d+) rows", capsys.readouterr().out, re.DOTALL)
     assert int(said[1]) / int(said[2]) == pytest.approx(0.25, abs=0.05)
+
+
+def test_the_cache_knows_which_files_it_was_made_from(tmp_path):
+    def clean(kind, path, output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_bytes(b"".join(f.read_bytes() for f in sorted([path, *path.glob("*")]) if f.is_file()))
+
+    def trained_on(path):
+        cfg = SFTConfig(data_path=str(path), out_dir=str(tmp_path / "out"))
+        return prepared("sft", cfg, clean).read_text(encoding="utf-8")
+
+    for language in ("zh", "en"):  # the same name, size and time
+        (tmp_path / language).mkdir()
+        (tmp_path / language / "train.jsonl").write_text(language, encoding="utf-8")
+        os.utime(tmp_path / language / "train.jsonl", ns=(10**18, 10**18))
+    assert [trained_on(tmp_path / x / "train.jsonl") for x in ("zh", "en")] == ["zh", "en"]
+    (tmp_path / "zh" / "old.jsonl").write_text("1", encoding="utf-8")
+    assert trained_on(tmp_path / "zh") == "1zh"
+    (tmp_path / "zh" / "old.jsonl").write_text("2", encoding="utf-8")  # replaced by a file that is older: cp -p
+    os.utime(tmp_path / "zh" / "old.jsonl", ns=(10**17, 10**17))
+    os.utime(tmp_path / "zh", ns=(10**17, 10**17))
+    assert trained_on(tmp_path / "zh") == "2zh"
 
 
 # ---- what goes wrong -----------------------------------------------------------------------------------------------

@@ -7,9 +7,12 @@ import numpy as np
 from safetensors.torch import save as to_safetensors
 
 from model.dataset import Mixed, PretrainDataset, SFTDataset, split_rows
+from model.files import code_digest, digest_of, input_digest
 from model.lora import BASE_WEIGHTS, adapted, merged_state, peft_config, peft_tensors, weights_fingerprint
 from trainer import checkpoint
 from trainer.run import Data
+
+CLEANING = Path(__file__).parent.parent / "cleaning"  # edited, it may make other records of the same files
 
 
 def start_from(cfg, stages, runtime, **overrides):
@@ -92,9 +95,8 @@ def prepared(kind, cfg, clean):
     path = Path(cfg.data_path)
     if not path.exists():
         raise FileNotFoundError(f"no data at {path}; make it with: python data_process.py {kind} --output {path}")
-    files = [path, *path.glob("**/*")] if path.is_dir() else [path]
-    changed = max(f.stat().st_mtime_ns for f in files)
-    file = Path(cfg.out_dir, "cache", f"{path.stem}_{kind}_{changed}.jsonl")
+    made_from = digest_of([input_digest(path), code_digest(CLEANING)])
+    file = Path(cfg.out_dir, "cache", f"{path.stem}_{kind}_{made_from}.jsonl")
     if not file.is_file():
         clean(kind, path, file)
     return file

@@ -142,7 +142,7 @@ def reference_log_probs(model, dataset, runtime, batch_size, cache_dir):
         (rows, 2, M) float32, memory-mapped.
     """
     dtype = str(runtime.dtype).removeprefix("torch.")
-    name = f"reference_{weights_fingerprint(model)}_{dataset.fingerprint}_{dataset.T}_{dtype}.npy"
+    name = f"reference_{weights_fingerprint(model)}_{dataset.key}_{dtype}.npy"
     file = Path(cache_dir, name)
     if not file.is_file():
         loader = DataLoader(dataset, batch_size, collate_fn=collate_pairs)
