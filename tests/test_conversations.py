@@ -132,6 +132,7 @@ def test_an_expression_in_a_history_is_never_run(tmp_path):
 
 # ---- preferences ---------------------------------------------------------------------------------------------------
 WORSE = "走开。"
+LAST = {"role": "assistant", "content": WORSE}
 PAIR = {"conversations": [ONE[0]], "chosen": A, "rejected": WORSE}
 
 
@@ -179,6 +180,43 @@ def test_a_pair_of_every_schema_is_the_same_pair(record):
 )
 def test_pairs_that_cannot_be_used_say_why(record, reason):
     assert pair_of(record)[:2] == (None, reason)
+
+
+SYSTEM = {"role": "system", "content": "简短"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": [SYSTEM, ONE[0]], "chosen": [SYSTEM, *ONE], "rejected": [SYSTEM, ONE[0], LAST]},
+        {"prompt": [SYSTEM, ONE[0]], "chosen": ONE, "rejected": [ONE[0], LAST]},
+        {"prompt": [SYSTEM, ONE[0]], "chosen": [ONE[1]], "rejected": [LAST]},
+        {"system": "简短", "prompt": [ONE[0]], "chosen": ONE, "rejected": [ONE[0], LAST]},
+        {"system": "简短", "prompt": [ONE[0]], "chosen": A, "rejected": WORSE},
+        {"system": "简短", "chosen": ONE, "rejected": [ONE[0], LAST]},
+        {"system": "简短", "prompt": Q, "chosen": [ONE[1]], "rejected": [LAST]},
+        {"system": "别的", "conversations": [SYSTEM, ONE[0]], "chosen": A, "rejected": WORSE},
+    ],
+    ids=lambda r: json.dumps(r, ensure_ascii=False)[:60],
+)
+def test_the_prompt_of_a_pair_is_there_once_with_its_system_prompt(record):
+    assert pair_of(record)[:2] == ({**PAIR, "conversations": [SYSTEM, ONE[0]]}, None)
+
+
+@pytest.mark.parametrize(
+    "side",
+    [
+        {"from": "gpt", "value": A, "reasoning_content": "想"},
+        [{"role": "assistant", "content": A, "reasoning_content": "想"}],
+        [{"role": "assistant", "content": A, "tool_calls": [{"name": "x", "arguments": {}}]}],
+        {"from": "function_call", "value": '{"name": "x", "arguments": {}}'},
+    ],
+    ids=lambda s: json.dumps(s, ensure_ascii=False)[:60],
+)
+def test_an_answer_that_a_pair_cannot_hold_is_counted_and_not_cut(side):
+    other = [LAST] if isinstance(side, list) else WORSE
+    for sides in ({"chosen": side, "rejected": other}, {"chosen": other, "rejected": side}):
+        assert pair_of({"prompt": Q, **sides})[:2] == (None, "answer with reasoning or calls")
 
 
 def test_the_one_form_is_read_back_as_it_is():
