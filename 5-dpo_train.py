@@ -31,9 +31,10 @@ from trainer.preference import REFERENCE_FREE, preference_loss, reference_log_pr
 
 DEFAULTS = {
     "data_path": "dataset/dpo.jsonl",
-    "learning_rate": 2e-5,
-    "batch_size": 8,
-    "accumulation_steps": 4,
+    "epochs": 2,
+    "batch_size": 4,  # rows of about ten pairs each, run twice: chosen and rejected
+    "accumulation_steps": 1,
+    "learning_rate": 1e-5,
     "weight_decay": 0.0,
     "wandb_project": "MiniMind-DPO",
 }

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from trainer.chat_stage import prepared
 from trainer.checkpoint import load_file, load_model
 from trainer.config import SFTConfig
 from trainer.losses import language_model_loss
+from trainer.sampler import RowOrder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STAGES = list(SCRIPTS)
@@ -239,6 +241,21 @@ def test_the_cache_knows_which_files_it_was_made_from(tmp_path):
     os.utime(tmp_path / "zh" / "old.jsonl", ns=(10**17, 10**17))
     os.utime(tmp_path / "zh", ns=(10**17, 10**17))
     assert trained_on(tmp_path / "zh") == "2zh"
+
+
+# 750 short chats or pairs, as in the demo, are about 20,000 or 2 x 20,000 tokens: 40 rows of 512
+@pytest.mark.parametrize(("stage", "rows", "steps"), [("full_sft", 400, 50), ("lora_sft", 40, 50), ("dpo", 100, 50)])
+def test_the_defaults_of_a_stage_train_a_small_set(stage, rows, steps):
+    cfg = runpy.run_path(str(ROOT / SCRIPTS[stage]))["parse"]([])
+    order = RowOrder(range(rows), cfg.batch_size, cfg.accumulation_steps, cfg.seed)
+    assert cfg.epochs * order.steps_per_epoch >= steps
+
+
+def test_a_run_of_few_steps_is_told_so_unless_it_was_asked_for(data, base, tmp_path, capsys):
+    run_stage("full_sft", data, base, tmp_path, "--epochs", 1)
+    assert re.search(r"\d steps hardly train .*--batch_size .*--epochs", capsys.readouterr().out)
+    run_stage("full_sft", data, base, tmp_path, "--max_steps", 2)
+    assert "hardly train" not in capsys.readouterr().out
 
 
 # ---- what goes wrong -----------------------------------------------------------------------------------------------
