@@ -48,10 +48,11 @@ def parse(argv):
 
 
 def load_data(cfg, model, tokenizer, runtime):
-    """Packed pairs, with the reference's log-probs where the loss needs them."""
+    """Packed pairs, with the reference's log-probs where the loss needs them; all ranks share that work."""
     cache = Path(cfg.out_dir) / "cache"
-    file = prepared("dpo", cfg, data_process.clean_file)
-    dataset = DPODataset(file, model.cfg.max_seq_len, tokenizer, cache)
+    with parallel.main_first(runtime):
+        file = prepared("dpo", cfg, data_process.clean_file)
+        dataset = DPODataset(file, model.cfg.max_seq_len, tokenizer, cache)
     if cfg.loss not in REFERENCE_FREE:
         dataset.reference = reference_log_probs(model, dataset, runtime, cfg.batch_size, cache)
         runtime.say(
@@ -69,8 +70,7 @@ def main(argv=None):
         model, tokenizer = start_from(cfg, ["full_sft", "lora", "pretrain"], runtime, dropout=0.0)
         if cfg.use_lora:  # now, on the CPU, where the seed alone decides; a new adapter leaves the reference as it is
             add_lora(model, cfg)
-        with parallel.main_first(runtime):
-            data = load_data(cfg, model, tokenizer, runtime)
+        data = load_data(cfg, model, tokenizer, runtime)
         save = partial(save_adapter, cfg) if cfg.use_lora else save_weights
         fit(model, runtime, cfg, "dpo", tokenizer, data, partial(preference_loss, cfg=cfg), save)
 

@@ -28,12 +28,14 @@ class Runtime:
     Attributes:
         device, dtype: where and in which format matrix products run; weights stay fp32.
         rank, world: this process's number and how many there are.
+        patient: process group on the hosts in which ranks wait for each other for days; None in a run of one.
     """
 
     device: torch.device
     dtype: torch.dtype
     rank: int = 0
     world: int = 1
+    patient: object = None
 
     @property
     def is_main(self):
