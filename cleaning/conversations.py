@@ -181,6 +181,8 @@ def schema_of(record):
     """The schema's name; Unusable when none fits, naming what is missing where one nearly does."""
     if all(option in record for option in "ABCD"):
         raise Unusable("exam question")  # its answer is a letter, and training on an exam spoils it
+    if any(record.get(name) is not None for name in ("chosen", "rejected", "response_chosen")):
+        raise Unusable("a preference pair, not a conversation")
     for name, fields in SCHEMAS:
         if all(field in record for field in fields):
             return name

@@ -305,6 +305,17 @@ def test_a_record_is_found_by_its_number(tmp_path):
         record_at(file, 2)
 
 
+def test_a_pair_of_many_turns_is_a_pair_and_no_conversation(tmp_path):
+    long = {"conversations": [*EARLIER, ONE[0]], "chosen": A, "rejected": WORSE}
+    asked = {"prompt": Q, "response": A, "response_chosen": A, "response_rejected": WORSE, "question": Q}
+    file = write(tmp_path / "a.jsonl", [long])
+    assert record_at(file, 0) == long
+    for record in (long, asked):
+        assert conversation_of(record)[:2] == (None, "a preference pair, not a conversation")
+    merged = {"conversations": ONE, "chosen": None, "rejected": None}  # a table that has both kinds
+    assert conversation_of(merged)[:2] == ({"conversations": ONE}, None)
+
+
 def test_seen_tells_apart_what_differs_in_tools():
     seen = Seen()
     assert seen.reason({"conversations": ONE}) is None

@@ -132,6 +132,18 @@ def test_a_validation_part_of_an_earlier_run_is_removed(tmp_path, corpus, tokeni
     assert names(tmp_path) == ["p.bin", "p.json", "raw"]
 
 
+def test_inspect_reads_a_bin_with_the_tokenizer_it_was_made_with(tmp_path, corpus, tokenizer_dir, capsys):
+    run(tokenizer_dir, corpus, tmp_path / "p.bin", "--val_fraction", 0)
+    capsys.readouterr()
+    data_process.main(["inspect", str(tmp_path / "p.bin"), "1"])
+    tokens = [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines() if " bytes " not in line]
+    own, first = load_tokenizer(str(tokenizer_dir)), documents(tmp_path / "p.bin", tokenizer_dir)[1]
+    whole = [own.decode([i]) for i in first if "\ufffd" not in own.decode([i])]
+    assert len(whole) > 20 and set(map(repr, whole)) <= set(tokens)
+    with pytest.raises(ValueError, match="made with another tokenizer"):
+        data_process.main(["inspect", str(tmp_path / "p.bin"), "--tokenizer", "model/minimind_tokenizer"])
+
+
 # --- what a person can get wrong --------------------------------------------------------------------------------------
 
 
