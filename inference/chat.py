@@ -3,8 +3,9 @@
 import dataclasses
 import json
 
-from inference.engine import Sampling, generate, stream_text
+from inference.engine import Sampling, generate, stream_parts
 from inference.opening import adapter_path
+from model.chat import answer_of
 from model.lora import load_adapter, remove_lora
 from trainer.args import flag_type, parse_bool
 from trainer.checkpoint import write_atomically
@@ -48,14 +49,14 @@ class Conversation:
 
     def ask(self, question):
         """Yields the answer piece by piece, whole characters; remembers it when it is complete or broken off."""
-        ids, pieces = self.prompt(question), []
+        ids, parts = self.prompt(question), []
         try:
             stop = (self.tokenizer.eos_id,)
-            for piece in stream_text(self.tokenizer, generate(self.model, ids, self.sampling, stop)):
-                pieces.append(piece)
-                yield piece
+            for part in stream_parts(self.tokenizer, generate(self.model, ids, self.sampling, stop)):
+                parts.append(part)
+                yield part[0]
         finally:
-            self.turns += [{"role": "user", "content": question}, {"role": "assistant", "content": "".join(pieces)}]
+            self.turns += [{"role": "user", "content": question}, answer_of(parts)]
 
     def save(self, path):
         """Writes the conversation as one line of the form that data_process.py sft reads."""

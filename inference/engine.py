@@ -76,13 +76,19 @@ def generate(model, ids, sampling, stop_ids=()):
             cache.length = 0
 
 
-def stream_text(tokenizer, ids):
-    """Turns an iterator of ids into an iterator of str that never ends in the middle of a character."""
+def stream_parts(tokenizer, ids):
+    """Turns an iterator of ids into an iterator of (text, is control): whole characters, or the name of a tag."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for i in ids:
-        piece = decoder.decode(tokenizer.id_to_bytes(i))
-        if piece:
-            yield piece
-    rest = decoder.decode(b"", final=True)
-    if rest:
-        yield rest
+        tag = tokenizer.tags.get(i)
+        if piece := decoder.decode(tokenizer.id_to_bytes(i), final=tag is not None):
+            yield piece, False
+        if tag:
+            yield tag, True
+    if rest := decoder.decode(b"", final=True):
+        yield rest, False
+
+
+def stream_text(tokenizer, ids):
+    """Turns an iterator of ids into an iterator of str that never ends in the middle of a character."""
+    return (text for text, _ in stream_parts(tokenizer, ids))

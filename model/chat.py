@@ -125,6 +125,11 @@ class ChatTokenizer:
         return self._bytes[i] if i < self.vocab_size else b""  # a model may have more rows than the tokenizer has ids
 
     @functools.cached_property
+    def tags(self):
+        """{id: name} of the control tokens that a model may write inside an answer, such as <think>."""
+        return {i: name for name in CONTROLS[2:] if (i := self.backend.token_to_id(name)) is not None}
+
+    @functools.cached_property
     def token_bytes(self):
         """(V,) int64: how many bytes each id stands for; turns nats per token into bits per byte."""
         return np.array([len(b) for b in self._bytes], dtype=np.int64)
@@ -194,6 +199,45 @@ def answer_parts(turn):
             "tool_call", f'{{"name": {json.dumps(call["name"], ensure_ascii=False)}, "arguments": {arguments}}}'
         )
     return parts
+
+
+def answer_of(parts):
+    """What a model said → an assistant turn; the inverse of answer_parts.
+
+    Args:
+        parts: (text, is control) each. A tag that opens or closes nothing, and a call that is none, stay text.
+    """
+    sections, tag, text = [], None, ""  # (tag or None, what is between it and its end) each
+    for part, control in parts:
+        if control and part in ((f"</{tag}>",) if tag else ("<think>", "<tool_call>")):
+            sections.append((tag, text))
+            tag, text = None if tag else part.strip("<>"), ""
+        else:
+            text += part
+    content, reasoning, calls = "", "", []
+    for kind, inside in [*sections, (tag, text)]:
+        if kind == "think" and not (content or reasoning or calls):
+            reasoning = inside.removeprefix("\n").removesuffix("\n")
+        elif kind == "tool_call" and (call := call_in(inside)):
+            content = content.removesuffix("\n")
+            calls.append(call)
+        elif kind:
+            content += f"<{kind}>{inside}</{kind}>"
+        else:
+            content += inside.removeprefix("\n\n") if reasoning and not (content or calls) else inside
+    turn = {"role": "assistant", "content": content}
+    return turn | ({"reasoning_content": reasoning} if reasoning else {}) | ({"tool_calls": calls} if calls else {})
+
+
+def call_in(text):
+    """The {"name", "arguments"} that a model wrote as JSON, or None."""
+    try:
+        call = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return None
+    return {"name": call["name"], "arguments": call.get("arguments", {})}
 
 
 @functools.cache

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from inference.engine import stream_parts, stream_text
 from model.batch import FILLER, collate, collate_pairs
-from model.chat import DEFAULT_TOKENIZER, load_tokenizer
+from model.chat import DEFAULT_TOKENIZER, answer_of, load_tokenizer
 from model.cross_entropy import IGNORE
 from model.dataset import DPODataset, Mixed, SFTDataset
 from model.files import code_digest
@@ -103,6 +104,33 @@ def test_a_call_and_a_thought_are_scored_and_a_tools_answer_is_not(tokenizer):
     [chat] = tokenizer.encode_chats([([*turns, {"role": "assistant", "content": "晴天"}], ())])
     expected = '<think>\n想\n</think>\n\n<tool_call>\n{"name": "天气", "arguments": {"城市": "北京"}}\n</tool_call></s>'
     assert scored_text(tokenizer, chat) == expected + "晴天</s>"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    content=st.just("") | TEXT,
+    reasoning=st.none() | TEXT,
+    calls=st.lists(st.fixed_dictionaries({"name": TEXT, "arguments": st.dictionaries(TEXT, TEXT)}), max_size=2),
+)
+def test_an_answer_is_read_back_as_the_turn_that_it_was(tokenizer, content, reasoning, calls):
+    turn = {"role": "assistant", "content": content}
+    turn |= ({"reasoning_content": reasoning} if reasoning else {}) | ({"tool_calls": calls} if calls else {})
+    [chat] = tokenizer.encode_chats([([turn], ())])
+    said = chat.ids[chat.scored][:-1].tolist()  # what a model would write, without the EOS
+    assert answer_of(stream_parts(tokenizer, iter(said))) == turn
+    assert "".join(stream_text(tokenizer, iter(said))) == tokenizer.decode(said)  # a person sees the tags
+
+
+def test_what_is_no_whole_answer_stays_what_it_is():
+    assert answer_of([("<think>", True), ("\n想", False)]) == {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "想",
+    }
+    for broken in ("{", "[1]", '{"name": 3}'):
+        parts = [("好", False), ("<tool_call>", True), (broken, False), ("</tool_call>", True)]
+        assert answer_of(parts) == {"role": "assistant", "content": f"好<tool_call>{broken}</tool_call>"}
+    assert answer_of([("</think>", True), ("好", False)]) == {"role": "assistant", "content": "</think>好"}
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------

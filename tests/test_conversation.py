@@ -57,6 +57,20 @@ def test_an_answer_is_remembered_and_greedy_answers_repeat(conversation):
     assert "".join(conversation.ask("你好")) == first
 
 
+def test_thoughts_and_calls_are_shown_and_remembered_as_what_they_are(conversation, monkeypatch, tmp_path):
+    conversation.tokenizer = load_tokenizer()
+    turn = {
+        "role": "assistant",
+        "content": "晴",
+        "reasoning_content": "查",
+        "tool_calls": [{"name": "x", "arguments": {}}],
+    }
+    [chat] = conversation.tokenizer.encode_chats([([turn], ())])
+    monkeypatch.setattr("inference.chat.generate", lambda *_: iter(chat.ids[chat.scored][:-1].tolist()))
+    assert "".join(conversation.ask("天气？")).startswith("<think>\n查\n</think>\n\n晴\n<tool_call>")
+    assert conversation.turns == [{"role": "user", "content": "天气？"}, turn]
+
+
 def test_an_answer_that_is_broken_off_is_remembered_as_far_as_it_came(conversation):
     stream = conversation.ask("你好")
     begun = next(stream)
