@@ -329,6 +329,21 @@ def test_the_description_says_what_the_checkpoint_is(tmp_path):
     )
 
 
+def test_an_interim_description_says_when_its_validation_loss_was_measured(tmp_path):
+    seen = []
+
+    def noting(path, model, description):
+        seen.append({k: description.get(k) for k in ("step", "val_loss", "val_step")})
+        checkpoint.save_weights(path, model, description)
+
+    rows = Rows()
+    data = Data(rows, np.arange(40), rows, np.arange(40, 60))
+    cfg = settings(tmp_path, max_steps=6, save_interval=2, eval_interval=4)
+    fit(Transformer(LMConfig(**SHAPE)), CPU, cfg, "pretrain", ByteVocabulary(), data, save_weights=noting)
+    assert [(s["step"], s["val_step"]) for s in seen] == [(2, None), (4, None), (6, 4), (6, 6)]
+    assert seen[0]["val_loss"] is None and seen[2]["val_loss"] != seen[3]["val_loss"]
+
+
 def test_a_worker_changes_nothing(tmp_path):
     a, b = train(tmp_path / "a", num_workers=0), train(tmp_path / "b", num_workers=2)
     assert all(torch.equal(a[k], b[k]) for k in a)

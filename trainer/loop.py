@@ -111,7 +111,7 @@ def validate(run):
         facts = {name: facts.get(name, 0.0) + value.item() for name, value in found.items()}
     run.model.train()
     nats, units, text_bytes, *facts_summed = parallel.summed([*totals, *facts.values()], runtime)
-    run.progress.val_loss = nats / units
+    run.progress.val_loss, run.progress.val_step = nats / units, run.progress.step
     measured = {"val_loss": run.progress.val_loss}
     if not facts:  # a loss over tokens: the same text, counted in what does not depend on the tokenizer
         run.progress.val_bits_per_byte = nats / math.log(2) / max(text_bytes, 1)

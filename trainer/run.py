@@ -39,13 +39,14 @@ class Data:
 
 @dataclass
 class Progress:
-    """Where a run is; all of it goes into the resume file."""
+    """Where a run is; all of it goes into the resume file. The val_ values were measured at val_step."""
 
     step: int = 0
     tokens: int = 0
     skipped: int = 0
     train_loss: float = math.nan
     val_loss: float = math.nan
+    val_step: int | None = None
     val_bits_per_byte: float = math.nan
     val_facts: dict = field(default_factory=dict)
 
@@ -100,7 +101,9 @@ class Run:
             "scaler": self.scaler.state_dict(),
         }
         checkpoint.write_atomically(checkpoint.resume_path(self.path), lambda f: torch.save(state, f))
-        facts = {k: v for k, v in dataclasses.asdict(self.progress).items() if v == v and v != {}}  # NaN: not measured
+        facts = {
+            k: v for k, v in dataclasses.asdict(self.progress).items() if v == v and v not in ({}, None)
+        }  # not measured
         facts |= facts.pop("val_facts", {})
         facts |= {"total_steps": self.total, "seed": self.cfg.seed, "settings": dataclasses.asdict(self.cfg)}
         facts |= {"dtype": self.identity()["dtype"], "world_size": self.runtime.world}
