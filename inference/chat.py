@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 
 from inference.engine import Sampling, generate, stream_parts
 from inference.opening import adapter_path
@@ -70,7 +71,10 @@ def changed(sampling, name, text):
     fields = {f.name: f for f in dataclasses.fields(Sampling)}
     if name not in fields:
         raise ValueError(f"there is no setting {name}; known: {', '.join(fields)}")
-    kind = flag_type(Sampling.__annotations__[name])
+    hint = Sampling.__annotations__[name]
+    kind = flag_type(hint)
+    if text.lower() == "none" and type(None) not in typing.get_args(hint):
+        raise ValueError(f"{name} cannot be none")
     value = None if text.lower() == "none" else parse_bool(text) if kind is bool else kind(text)
     return dataclasses.replace(sampling, **{name: value})
 

@@ -7,7 +7,7 @@ import torch
 
 from inference.sampling import penalise_repeats, pick
 from model.kv_cache import KVCache
-from model.LMConfig import knob
+from model.LMConfig import check_knobs, knob
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Sampling:
     overflow: str = knob("slide", "past max_seq_len: slide forgets the oldest half, stop ends", ["slide", "stop"])
 
     def __post_init__(self):
+        check_knobs(self)
         if self.temperature < 0:
             raise ValueError(f"--temperature is {self.temperature}; it must be 0 (greedy) or more")
         if not 0 < self.top_p <= 1:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.huggingface import from_stock, own_name, stock_name, to_stock
-from model.LMConfig import knob
+from model.LMConfig import check_knobs, knob
 
 PREFIX = "base_model.model."  # PEFT's name for "inside the wrapped model"
 ADAPTER_PARTS = (".lora_A", ".lora_B")
@@ -34,6 +34,9 @@ class Adapter:
     rslora: bool = knob(False, "LoRA: alpha / sqrt(rank) instead, so that large ranks learn as well as small ones")
 
     def __post_init__(self):
+        check_knobs(self)
+        if not self.names:
+            raise ValueError(f"--targets {self.targets}: names no layer; the default is {Adapter.targets}")
         if self.rank < 1 or not 0 <= self.lora_dropout < 1:
             raise ValueError(f"--rank is {self.rank}, --lora_dropout {self.lora_dropout}; need at least 1, and [0, 1)")
 

@@ -229,7 +229,10 @@ def test_the_reference_is_computed_once_and_belongs_to_its_weights_and_data(toke
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("beta", 0), ("beta", -1), ("label_smoothing", 0.5), ("rank", 0), ("lora_dropout", 1), ("doc_mask", False)],
+    [
+        *[("beta", 0), ("beta", -1), ("label_smoothing", 0.5), ("rank", 0), ("lora_dropout", 1), ("doc_mask", False)],
+        *[("beta", math.inf), ("alpha", math.nan), ("gamma", math.nan), ("targets", " "), ("loss", "dpo")],
+    ],
 )
 def test_impossible_preferences_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"--{field} "):

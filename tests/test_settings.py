@@ -76,6 +76,10 @@ def test_help_names_every_default():
     ("field", "value"),
     [
         ("epochs", 0),
+        ("weight_decay", math.nan),
+        ("learning_rate", math.inf),
+        ("seed", 10**20),
+        ("schedule", "steps"),
         ("batch_size", 0),
         ("max_steps", 0),
         ("learning_rate", 0.0),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from model.LMConfig import knob
+from model.LMConfig import check_knobs, knob
 from model.lora import Adapter
 
 
@@ -57,9 +57,9 @@ class TrainConfig:
     model_name: str = knob("minimind", "name of the run there")
 
     def __post_init__(self):
+        check_knobs(self)
         at_least = {"epochs": 1, "batch_size": 1, "accumulation_steps": 1, "log_interval": 1, "save_interval": 1}
         at_least |= {
-            "seed": 0,
             "warmup_iters": 0,
             "grad_clip": 0,
             "num_workers": 0,

@@ -101,9 +101,8 @@ class Run:
             "scaler": self.scaler.state_dict(),
         }
         checkpoint.write_atomically(checkpoint.resume_path(self.path), lambda f: torch.save(state, f))
-        facts = {
-            k: v for k, v in dataclasses.asdict(self.progress).items() if v == v and v not in ({}, None)
-        }  # not measured
+        known = dataclasses.asdict(self.progress).items()
+        facts = {k: v for k, v in known if v == v and v not in ({}, None)}  # NaN, {}, None: not measured
         facts |= facts.pop("val_facts", {})
         facts |= {"total_steps": self.total, "seed": self.cfg.seed, "settings": dataclasses.asdict(self.cfg)}
         facts |= {"dtype": self.identity()["dtype"], "world_size": self.runtime.world}
