@@ -76,11 +76,14 @@ class ChatTokenizer:
 
     def encode(self, text):
         """str → list of ids, without BOS or EOS; special-token text is encoded as ordinary characters."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts):
-        """list of str → list of lists of ids, on all cores."""
-        return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        """list of str → list of lists of ids, on all cores; ValueError for what no UTF-8 can hold."""
+        try:
+            return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError as error:  # a half of a surrogate pair: a byte of the command line, or "\\ud800" in JSON
+            raise ValueError(f"a text is not valid Unicode, so it has no ids ({error}); write it as UTF-8") from error
 
     def encode_chats(self, chats, last_only=False):
         """Conversations → list of Encoded, on all cores. What people typed is text, whatever it looks like.

@@ -74,6 +74,15 @@ def test_a_file_that_is_no_minimind_checkpoint_is_named(tmp_path):
         load_model(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize(
+    "content", [torch.zeros(3), [torch.zeros(3)], {"tok_embeddings.weight": 3}, {3: torch.zeros(3)}]
+)
+def test_a_file_that_is_no_state_dict_is_named(tmp_path, content):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth holds no weights by name"):
+        load_model(tmp_path / "x.pth")
+
+
 @pytest.mark.parametrize("keep", [0, 10, 1000, -100])
 def test_a_truncated_checkpoint_is_refused_with_the_next_step(tmp_path, keep):
     path, _ = save(tmp_path)

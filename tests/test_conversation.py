@@ -1,11 +1,12 @@
 """A chat with a model: what it is shown, what it remembers, and the commands that a person types."""
 
 import json
+import os
 
 import pytest
 import torch
 
-from evaluation.answers import is_right, read_questions
+from evaluation.answers import is_right, read_questions, replies
 from evaluation.inspection import document_of, show, sides_of
 from inference import terminal
 from inference.chat import COMMANDS, Conversation, changed, obey
@@ -210,6 +211,19 @@ def test_prompt_files_are_lines_or_jsonl(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"text": "一"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match='with a "prompt"'):
         terminal.read_prompts(str(tmp_path / "b.jsonl"))
+    (tmp_path / "b.jsonl").write_text('{"prompt": null}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match='with a "prompt"'):
+        terminal.read_prompts(str(tmp_path / "b.jsonl"))
+    for name in ("c.txt", "c.jsonl"):  # a line separator inside a line is text
+        (tmp_path / name).write_text('{"prompt": "一\u2028二"}\n', encoding="utf-8")
+    assert terminal.read_prompts(str(tmp_path / "c.jsonl")) == ["一\u2028二"]
+    assert len(terminal.read_prompts(str(tmp_path / "c.txt"))) == 1
+
+
+def test_a_system_prompt_that_is_not_unicode_is_told(conversation):
+    conversation.system = os.fsdecode(b"\xff")  # as the command line brings it
+    with pytest.raises(ValueError, match="not valid Unicode"):
+        conversation.prompt("你好")
 
 
 def test_settings_keep_their_types():
@@ -248,6 +262,26 @@ def test_a_document_of_a_bin_is_shown(tokenizer, tmp_path):
 def test_what_counts_as_right(tmp_path):
     assert is_right({"accept": ["巴黎。"]}, " 巴黎。\n") and not is_right({"accept": ["巴黎。"]}, "巴黎。罗马。")
     assert is_right({"contain": "小河"}, "我叫小河。") and not is_right({"contain": "小河"}, "我是助手。")
-    (tmp_path / "q.jsonl").write_text('{"prompt": "一", "accept": ["甲"]}\n{"prompt": "二"}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="q.jsonl:2"):
-        read_questions(tmp_path / "q.jsonl")
+    good = '{"prompt": "一\u2028", "accept": ["甲"]}'
+    for bad in (
+        {"accept": 5},
+        {"accept": "甲乙"},
+        {"accept": []},
+        {"accept": [5]},
+        {"contain": 5},
+        {"contain": ""},
+        {},
+    ):
+        line = json.dumps({"prompt": "二", **bad})
+        (tmp_path / "q.jsonl").write_text(f"\ufeff{good}\n{line}\n", encoding="utf-8")
+        with pytest.raises(ValueError, match="q.jsonl:2 "):
+            read_questions(tmp_path / "q.jsonl")
+    (tmp_path / "q.jsonl").write_text(f"\ufeff{good}\n", encoding="utf-8")
+    assert read_questions(tmp_path / "q.jsonl") == [{"prompt": "一\u2028", "accept": ["甲"]}]
+
+
+def test_a_question_that_is_too_long_is_answered_wrong_and_the_others_are_asked(conversation, capsys):
+    questions = [{"prompt": "很" * 300, "contain": ""}, {"prompt": "你好", "contain": ""}]
+    answered = list(replies(conversation, questions))
+    assert answered[0] is None and isinstance(answered[1], str) and not is_right(questions[0], None)
+    assert "shorten it" in capsys.readouterr().out

@@ -184,7 +184,10 @@ def load_model(path, device="cpu", **overrides):
         FileNotFoundError, ValueError: absent, cut off, or tensors that do not fit the config, each with the next step.
     """
     path = Path(path)
-    state = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in load_file(path).items()}
+    stored = load_file(path)
+    if not isinstance(stored, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in stored.items()):
+        raise ValueError(f"{path} holds no weights by name; it is something else than a checkpoint of a model")
+    state = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in stored.items()}
     sidecar = path.with_suffix(".json")
     description = read_description(sidecar) if sidecar.is_file() else {}
     config = description.get("config") or dataclasses.asdict(infer_config(state))
