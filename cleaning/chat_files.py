@@ -1,5 +1,6 @@
 """Raw instruction or preference files → one JSONL file: same form, no duplicates, filtered and mixed as asked."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -12,7 +13,7 @@ import numpy as np
 
 from cleaning.conversations import conversation_of
 from cleaning.encodings import ignore
-from cleaning.files import write_lines
+from cleaning.files import room_for, write_lines
 from cleaning.preferences import pair_of
 from cleaning.readers import Drops, expand_inputs, read_records
 
@@ -173,11 +174,11 @@ def clean(kind, sources, output, filters, seed=0, allow_empty=False, progress=ig
     drops, notes, seen, folder = Drops(), Counter(), Seen(), Path(output).parent
     folder.mkdir(parents=True, exist_ok=True)
     read = pair_of if kind == "dpo" else partial(conversation_of, allow_empty=allow_empty)
-    counts, stack = [], []
-    try:
+    counts, files = [], []
+    with room_for(output), contextlib.ExitStack() as stack:
         for paths, _ in sources:
-            file = tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8", newline="\n")  # noqa: SIM115 see finally
-            stack.append(file)
+            file = stack.enter_context(tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8", newline="\n"))
+            files.append(file)
             number = 0
             for record in usable(read, expand_inputs(paths), drops, notes, filters, seen, progress):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -189,9 +190,6 @@ def clean(kind, sources, output, filters, seed=0, allow_empty=False, progress=ig
             raise ValueError(f"no usable record in {empty}; nothing written\n{drops.table()}")
         weights = [w for _, w in sources]
         taken = counts if None in weights else share_out(counts, weights)
-        lines = itertools.chain(*stack) if None in weights else mixed(stack, counts, taken, seed)
+        lines = itertools.chain(*files) if None in weights else mixed(files, counts, taken, seed)
         write_lines(output, lines)
-        return sum(taken), drops, notes, taken
-    finally:
-        for file in stack:
-            file.close()
+    return sum(taken), drops, notes, taken

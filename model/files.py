@@ -1,7 +1,59 @@
-"""What is made once and kept: its name tells everything it was made from, so that a change of any makes it anew."""
+"""Files that appear whole or not at all, and names that tell what a file was made from."""
 
+import contextlib
+import errno
 import hashlib
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_atomically(path, write):
+    """Calls write(file) on a temporary file beside `path`, then puts it in place; on failure `path` stays as it was."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError of its zip writer
+        raise not_written(path, error, temporary.stat().st_size if temporary.exists() else 0) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_array(path, array):
+    """Writes a .npy file, atomically."""
+    # numpy hands a real file to the C library, which loses what a full disk refuses at its end without an error
+    write_atomically(path, lambda f: np.save(SimpleNamespace(write=f.write), array))
+
+
+def not_written(path, error, written):
+    """The OSError of a file that could not be written, with what is there now and the next step."""
+    free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+    kept = f"{path.name} of the last save is kept" if path.exists() else "nothing was overwritten"
+    return OSError(
+        f"could not write {path}: {error} ({written / 1e6:.1f} MB written, {free / 1e6:.1f} MB free); {kept}. "
+        "Make room, or choose another --out_dir, and run the same command again"
+    )
+
+
+@contextlib.contextmanager
+def room_for(path):
+    """A context in which a full disk is told as the failure to write `path`, which is made from what fills it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise not_written(path, error, 0) from error
 
 
 def digest_of(parts):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,6 +213,18 @@ def test_rows_are_found_again_in_the_cache_and_made_anew_for_other_text(tokenize
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "c").iterdir()}
     write(file, chats(31))
     assert SFTDataset(file, 96, tokenizer, tmp_path / "c").fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("when", ["while encoding", "while storing"])
+def test_a_full_disk_is_named_and_leaves_nothing_in_the_cache(tokenizer, tmp_path, small_files, when):
+    file = write(tmp_path / "a.jsonl", chats(300))
+    ids = SFTDataset(file, 96, tokenizer, tmp_path).ids
+    room = 1000 if when == "while encoding" else ids.nbytes + 10  # a .npy file has a header besides
+    with small_files(room), pytest.raises(OSError, match=r"could not write .*sft_\w+\.npy: .*MB free.*Make room"):
+        SFTDataset(file, 96, tokenizer, tmp_path / "c")
+    assert not [p for p in (tmp_path / "c").iterdir() if p.suffix != ".npy"]
+    data = SFTDataset(file, 96, tokenizer, tmp_path / "c")
+    assert Path(data.ids.filename).stat().st_mode == file.stat().st_mode  # as any file of this person
 
 
 def test_rows_are_made_anew_when_the_code_that_makes_them_changes(tokenizer, tmp_path, monkeypatch):

@@ -141,6 +141,25 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_rubbish(tmp_path):
     assert target.read_text(encoding="utf-8") == "old" and os.listdir(tmp_path) == ["x.json"]
 
 
+def test_a_second_ctrl_c_during_a_save_leaves_no_rubbish(tmp_path):
+    def interrupted(file):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write_atomically(tmp_path / "x.pth", interrupted)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_tokenizer_on_another_drive_is_recorded_by_its_whole_path(tmp_path, monkeypatch):
+    def on_windows(path):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr("os.path.relpath", on_windows)
+    path, _ = save(tmp_path)
+    recorded = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["tokenizer"]
+    assert recorded == os.path.abspath(Vocabulary.path)
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="mounting a tmpfs needs root")
 def test_a_full_disk_keeps_the_old_file(tmp_path):
     disk = tmp_path / "disk"

@@ -256,6 +256,14 @@ def test_every_line_is_written_or_counted(tmp_path):
     assert written + sum(drops.counts.values()) == len(records) and written == 5
 
 
+def test_a_full_disk_is_named_and_keeps_what_was_there(tmp_path, small_files):
+    file = write(tmp_path / "a.jsonl", numbered(50))
+    output = write(tmp_path / "o.jsonl", [{"old": 1}])
+    with small_files(500), pytest.raises(OSError, match=r"no room for .*o\.jsonl: [\d,]+ bytes are free.*--output"):
+        clean("sft", [([file], None)], output, Filters())
+    assert read(output) == [{"old": 1}] and len(list(tmp_path.iterdir())) == 2
+
+
 def test_filters_leave_out_what_they_name(tmp_path):
     records = [{"q": "hello there", "a": "hello"}, {"q": Q, "a": A}, {"q": Q, "a": "很" * 50}, {"q": "一", "a": "二"}]
     file = write(tmp_path / "a.jsonl", records)

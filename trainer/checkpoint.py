@@ -11,7 +11,6 @@ import os
 import pickle
 import platform
 import re
-import shutil
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 
 from model.chat import load_tokenizer
+from model.files import write_atomically
 from model.LMConfig import LMConfig
 from model.model import Transformer
 
@@ -56,27 +56,6 @@ def prepare_out_dir(out_dir):
         raise OSError(f"cannot write to out_dir {out_dir}: {error.strerror}; choose another with --out_dir") from error
 
 
-def write_atomically(path, write):
-    """Calls write(file) on a temporary file beside `path`, then puts it in place; on failure `path` stays as it was."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError of its zip writer
-        needed = temporary.stat().st_size if temporary.exists() else 0
-        temporary.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
-        kept = f"{path.name} of the last save is kept" if path.exists() else "nothing was overwritten"
-        raise OSError(
-            f"could not write {path}: {error} ({needed / 1e6:.1f} MB written, {free / 1e6:.1f} MB free); {kept}. "
-            "Make room, or choose another --out_dir, and run the same command again"
-        ) from error
-
-
 def save_json(path, value):
     """Writes readable UTF-8 JSON, atomically."""
     text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
@@ -89,10 +68,18 @@ def describe(cfg, stage, tokenizer, **facts):
         "stage": stage,
         "config": dataclasses.asdict(cfg),
         "tokenizer_hash": tokenizer.hash,
-        "tokenizer": os.path.relpath(tokenizer.path),
+        "tokenizer": relative(tokenizer.path),
         **facts,
         **provenance(),
     }
+
+
+def relative(path):
+    """A path as seen from here; whole where that cannot be, because it lies on another drive."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:
+        return os.path.abspath(path)
 
 
 def provenance():

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 from model.batch import collate_pairs
 from model.chat_data import chunks
 from model.cross_entropy import IGNORE
+from model.files import save_array
 from model.lora import weights_fingerprint
-from trainer import checkpoint, parallel
+from trainer import parallel
 from trainer.losses import Losses
 
 REFERENCE_FREE = ("simpo", "orpo")
@@ -152,7 +153,7 @@ def reference_log_probs(model, dataset, runtime, batch_size, cache_dir):
         table = parallel.added_up(score_rows(model, dataset, runtime, batch_size), runtime)
         with parallel.main_first(runtime):
             if runtime.is_main:
-                checkpoint.write_atomically(file, lambda f: np.save(f, table.numpy()))
+                save_array(file, table.numpy())
     return np.load(file, mmap_mode="r")
 
 
