@@ -217,8 +217,15 @@ def test_replay_and_noise_train_and_are_told(data, base, tmp_path, tokenizer_dir
     call("data_process.py", "pretrain", "--input", text, "--output", out, "--tokenizer", tokenizer_dir)
     more = ("--max_steps", 2, "--batch_size", 4, "--neftune_alpha", 5, "--replay", 0.25, "--replay_path", out)
     run_stage(stage, data, base, tmp_path / "out", *more)
-    said = re.search(r"replay    (\d+) rows of .*data      (\d+) rows", capsys.readouterr().out, re.DOTALL)
-    assert int(said[1]) / int(said[2]) == pytest.approx(0.25, abs=0.05)
+    shown = capsys.readouterr().out
+    said = re.search(r"replay    (\d+) rows of .*data      (\d+) rows", shown, re.DOTALL)
+    assert int(said[1]) / int(said[2]) == pytest.approx(0.25, abs=0.05) and "asked for" not in shown
+    run_stage(stage, data, base, tmp_path / "more", *more[:-4], "--replay", 0.95, "--replay_path", out)
+    shown = capsys.readouterr().out
+    said = re.search(
+        r"replay    (\d+) rows of .*: (\d+)% of all, 95% asked for.*data      (\d+) rows", shown, re.DOTALL
+    )
+    assert round(100 * int(said[1]) / int(said[3])) == int(said[2]) < 95
 
 
 def test_the_cache_knows_which_files_it_was_made_from(tmp_path):

@@ -66,7 +66,10 @@ def load_conversations(cfg, T, tokenizer, runtime, clean):
     data = split(SFTDataset(prepared("sft", cfg, clean), T, tokenizer, cache), cfg, runtime)
     if cfg.replay:
         data, count = replayed(data, PretrainDataset(cfg.replay_path, T, tokenizer, cache), cfg.replay, cfg.seed)
-        runtime.say(f"replay    {count:,} rows of {cfg.replay_path}")
+        reached = count / len(data.train_rows)
+        missed = reached < cfg.replay - 0.01  # rounding to whole rows aside
+        short = f": {reached:.0%} of all, {cfg.replay:.0%} asked for, which is all there are" if missed else ""
+        runtime.say(f"replay    {count:,} rows of {cfg.replay_path}{short}")
     return data
 
 
