@@ -216,6 +216,22 @@ def test_fresh_starts_over(tmp_path, capsys):
     assert all(torch.equal(first[k], again[k]) for k in first)
 
 
+def test_a_fresh_run_that_is_killed_before_it_saves_is_not_continued_as_the_old_one(tmp_path, monkeypatch):
+    train(tmp_path, max_steps=4)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "step", killed)  # before its first step the old run is whole
+        train(tmp_path, max_steps=4, fresh=True)
+    assert load_file(tmp_path / "pretrain_32_resume.pth")["progress"]["step"] == 4
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "save", killed)
+        train(tmp_path, max_steps=4, fresh=True)
+    assert not (tmp_path / "pretrain_32_resume.pth").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -191,6 +191,8 @@ def train(run, model, log, stop):
         except torch.OutOfMemoryError as error:
             hint = "halve it and double --accumulation_steps: the result is the same"
             raise MemoryError(f"{runtime.device} is too small for --batch_size {cfg.batch_size}; {hint}") from error
+        if cfg.fresh and progress.step == 1:  # it trains: now the run before is not needed any more
+            run.forget_the_old()
         done = progress.step == run.total
         if progress.step % cfg.log_interval == 0 or done:
             record = meter.record()

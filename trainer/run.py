@@ -109,6 +109,11 @@ class Run:
         description = checkpoint.describe(self.model.cfg, self.stage, self.tokenizer, **facts)
         self.save_weights(self.path, self.model, description)
 
+    def forget_the_old(self):
+        """Removes the resume file that --fresh passed over: after a kill it would be continued in this run's place."""
+        if self.runtime.is_main:
+            checkpoint.resume_path(self.path).unlink(missing_ok=True)
+
     def resume(self):
         """Continues an unfinished run of the same settings if there is one; ValueError names what differs."""
         file = checkpoint.resume_path(self.path)
