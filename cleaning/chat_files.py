@@ -23,7 +23,13 @@ CJK = (0x3400, 0x9FFF)  # the Chinese characters of the Basic Multilingual Plane
 def texts_of(record):
     """Everything that is said in a record of the one form."""
     turns = [*record["conversations"], *({"content": record[k]} for k in ("chosen", "rejected") if k in record)]
-    return [turn["content"] for turn in turns]
+    return [turn[part] for turn in turns for part in ("reasoning_content", "content") if part in turn]
+
+
+def calls_of(record):
+    """The tools of a record of the one form, and how they are called, as the model reads them: JSON."""
+    calls = [call for turn in record["conversations"] for call in turn.get("tool_calls", ())]
+    return [json.dumps(x, ensure_ascii=False) for x in (*record.get("tools", ()), *calls)]
 
 
 def chinese_share(text):
@@ -52,7 +58,7 @@ class Filters:
         if self.min_chinese and chinese_share("".join(texts)) < self.min_chinese:
             return f"less than {self.min_chinese:.0%} Chinese"
         if self.by_length:
-            length = self.count_tokens(texts)
+            length = self.count_tokens([*texts, *calls_of(record)])
             if length < self.min_tokens:
                 return f"under {self.min_tokens} tokens"
             if length > self.max_tokens:

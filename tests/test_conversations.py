@@ -270,6 +270,19 @@ def test_filters_leave_out_what_they_name(tmp_path):
     filters = Filters(min_chinese=0.5, min_tokens=3, max_tokens=30, count_tokens=lambda texts: sum(map(len, texts)))
     _, drops, _, _ = clean("sft", [([file], None)], tmp_path / "o.jsonl", filters)
     assert drops.counts == {"less than 50% Chinese": 1, "under 3 tokens": 1, "over 30 tokens": 1}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "x", "arguments": {"y": "z" * 40}}]}
+    thought = {"role": "assistant", "content": A, "reasoning_content": "想" * 40}
+    records = [
+        {"conversations": [ONE[0], call, {"role": "tool", "content": "晴"}, ONE[1]]},
+        {"conversations": [ONE[0], thought]},
+        {"conversations": ONE, "tools": [{"name": "x" * 40}]},
+        {"conversations": ONE},
+    ]
+    file = write(tmp_path / "b.jsonl", records)
+    written, drops, _, _ = clean(
+        "sft", [([file], None)], tmp_path / "o.jsonl", Filters(0, None, 30, filters.count_tokens)
+    )
+    assert written == 1 and drops.counts == {"over 30 tokens": 3}
     assert chinese_share("12 你好 ab") == 0.5 and chinese_share("12!") == 1.0
 
 
