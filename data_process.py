@@ -73,7 +73,7 @@ def parse(argv):
     for command in (pretrain, *chat):
         args.add_flag(command, "tokenizer", default=str(DEFAULT_TOKENIZER), metavar="DIR", help="default: %(default)s")
     for command in (demo, pretrain, *chat, inspect):
-        args.add_flag(command, "seed", type=int, default=0, help="same seed, same result (default: %(default)s)")
+        args.add_flag(command, "seed", type=args.parse_seed, default=0, help="same seed, same result (default: 0)")
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show a full traceback")
     return parser.parse_args(argv)
 

@@ -21,6 +21,9 @@ def bin_files(path):
         return files
     if not path.is_file():
         raise FileNotFoundError(f"no data at {path}; make it with: python data_process.py pretrain --output {path}")
+    if path.suffix != ".bin":
+        made = f"python data_process.py pretrain --input {path} --output {path.with_suffix('.bin')}"
+        raise ValueError(f"{path} is not a .bin of ids; make one of it with: {made}")
     return [path]
 
 

@@ -13,7 +13,16 @@ from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from model.LMConfig import LMConfig
 from model.model import Transformer
 from trainer import checkpoint
-from trainer.checkpoint import checkpoint_path, infer_config, load_file, load_model, newest, resume_path, save_weights
+from trainer.checkpoint import (
+    checkpoint_path,
+    infer_config,
+    latest_stage,
+    load_file,
+    load_model,
+    newest,
+    resume_path,
+    save_weights,
+)
 
 
 class Vocabulary:
@@ -126,6 +135,16 @@ def test_the_newest_checkpoint_is_found_and_resume_files_are_not(tmp_path):
     assert newest(tmp_path) == second and newest(tmp_path, ["pretrain"]) == first
     with pytest.raises(FileNotFoundError, match="there: none"):
         newest(tmp_path / "empty")
+    second.unlink()  # a run that was killed between its two files
+    assert latest_stage(tmp_path, ["full_sft", "pretrain"]) == first
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "notes.txt"])
+def test_what_was_never_a_checkpoint_is_not_advised_to_be_deleted(tmp_path, name):
+    (tmp_path / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{name} is not a checkpoint.*give a .pth file") as told:
+        load_file(tmp_path / name)
+    assert "delete" not in str(told.value)
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_rubbish(tmp_path):

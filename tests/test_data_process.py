@@ -183,6 +183,21 @@ def test_a_wrong_flag_is_told_before_anything_is_written(tmp_path, corpus, token
     assert names(tmp_path) == ["raw"]
 
 
+@pytest.mark.parametrize("seed", ["99999999999999999999", "-1", "x"])
+def test_a_seed_that_no_generator_takes_is_told(tmp_path, corpus, tokenizer_dir, capsys, seed):
+    with pytest.raises(SystemExit):
+        run(tokenizer_dir, corpus, tmp_path / "p.bin", "--seed", seed)
+    assert f"argument --seed: {seed} is not a whole number" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_read_enough_ends_the_script_quietly(tmp_path, corpus, tokenizer_dir):
+    run(tokenizer_dir, corpus, tmp_path / "p.bin")
+    words = [sys.executable, "data_process.py", "inspect", str(tmp_path / "p.bin")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1
+
+
 def test_the_script_prints_one_line_and_exits_with_1(tmp_path):
     command = [
         sys.executable,

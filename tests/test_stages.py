@@ -279,6 +279,12 @@ def test_bad_use_is_told_in_one_line(data, base, tmp_path, stage):
     assert not list(out.glob("*.pth"))
 
 
+def test_replay_wants_a_bin_and_says_how_to_make_one(data, base, tmp_path):
+    raw = data / "sft.jsonl"
+    with pytest.raises(ValueError, match=r"sft.jsonl is not a .bin of ids.*pretrain --input .*--output .*sft.bin"):
+        run_stage("full_sft", data, base, tmp_path, "--replay", 0.1, "--replay_path", raw)
+
+
 def test_another_checkpoint_to_start_from_is_another_run(data, base, tmp_path, tokenizer_dir):
     run_stage("full_sft", data, base, tmp_path, "--max_steps", 2, "--batch_size", 4)
     other = make_base(tmp_path, tokenizer_dir)

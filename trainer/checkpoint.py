@@ -107,6 +107,8 @@ def load_file(path, device="cpu"):
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        if path.suffix not in (".pth", ".pt"):
+            raise ValueError(f"{path} is not a checkpoint; give a .pth file, such as out/pretrain_512.pth") from error
         reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
         raise ValueError(
             f"{path} is not a whole checkpoint ({path.stat().st_size:,} bytes; it is cut off or something else): "
@@ -121,9 +123,14 @@ def missing_message(path):
     return f"no checkpoint at {path} (there: {', '.join(there) or 'none'}). Make it with: python {STAGES[stage]}"
 
 
+def of_stage(out_dir, stage):
+    """The checkpoints of a stage, without the files that runs continue from."""
+    return [p for p in Path(out_dir).glob(f"{stage}_*.pth") if not p.stem.endswith("_resume")]
+
+
 def newest(out_dir, stages=tuple(STAGES)):
     """The most recently written checkpoint of the given stages; FileNotFoundError if there is none."""
-    found = [p for s in stages for p in Path(out_dir).glob(f"{s}_*.pth") if not p.stem.endswith("_resume")]
+    found = [p for s in stages for p in of_stage(out_dir, s)]
     if not found:
         raise FileNotFoundError(missing_message(Path(out_dir) / f"{stages[0]}_512.pth"))
     return max(found, key=lambda p: p.stat().st_mtime_ns)
@@ -131,7 +138,7 @@ def newest(out_dir, stages=tuple(STAGES)):
 
 def latest_stage(out_dir, stages):
     """The newest checkpoint of the first of `stages` that has any."""
-    return newest(out_dir, [next((s for s in stages if any(Path(out_dir).glob(f"{s}_*.pth"))), stages[0])])
+    return newest(out_dir, [next((s for s in stages if of_stage(out_dir, s)), stages[0])])
 
 
 def infer_config(state):
