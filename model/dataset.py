@@ -108,6 +108,11 @@ class ChatRows(Mapped):
 
     def __init__(self, path, T, tokenizer, cache_dir):
         self.path, self.T, self.pad_id = path, T, tokenizer.eos_id
+        if tokenizer.vocab_size > 65_536:
+            raise ValueError(
+                f"{tokenizer.path} has {tokenizer.vocab_size:,} ids, but ids are kept in 16 bits, which hold 65,536; "
+                "make a smaller one with: python train_tokenizer.py --vocab_size 6400"
+            )
         self.fingerprint = file_digest(path)
         self.key = f"{self.kind}_{self.fingerprint}_{T}_{tokenizer.hash}_{code_digest(*MAKE_ROWS)}"
         names = ("ids", "scored", "table", "ends", "counts")

@@ -1,5 +1,6 @@
 """Chat as it is trained and as it is prompted: who is scored, and that typed text never becomes a control token."""
 
+import copy
 import json
 import pickle
 from pathlib import Path
@@ -225,6 +226,14 @@ def test_a_full_disk_is_named_and_leaves_nothing_in_the_cache(tokenizer, tmp_pat
     assert not [p for p in (tmp_path / "c").iterdir() if p.suffix != ".npy"]
     data = SFTDataset(file, 96, tokenizer, tmp_path / "c")
     assert Path(data.ids.filename).stat().st_mode == file.stat().st_mode  # as any file of this person
+
+
+@pytest.mark.parametrize("make", [SFTDataset, DPODataset])
+def test_a_tokenizer_with_more_ids_than_16_bits_hold_is_refused(tokenizer, tmp_path, make):
+    large = copy.copy(tokenizer)
+    large.vocab_size = 65_537
+    with pytest.raises(ValueError, match="has 65,537 ids.*65,536"):
+        make(write(tmp_path / "a.jsonl", chats(3)), 96, large, tmp_path / "c")
 
 
 def test_rows_are_made_anew_when_the_code_that_makes_them_changes(tokenizer, tmp_path, monkeypatch):
