@@ -227,6 +227,17 @@ def test_the_reference_is_computed_once_and_belongs_to_its_weights_and_data(toke
     assert (batch.labels != IGNORE).sum() > batch.units  # or nothing was scored
 
 
+def test_a_gpu_that_is_too_small_for_the_reference_is_told_with_the_flag_that_helps(tokenizer, dataset, tmp_path):
+    model = transformer(tokenizer, 1)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(full)
+    with pytest.raises(MemoryError, match="cpu is too small for --batch_size 3"):
+        reference_log_probs(model, dataset, CPU, 3, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -272,6 +272,19 @@ def test_a_non_finite_loss_stops_before_the_weights_move_and_names_the_rows(tmp_
     assert about["step"] == 4 and all(p.isfinite().all() for p in kept.parameters())
 
 
+def test_a_gpu_that_is_too_small_for_a_validation_is_told_with_the_flag_that_helps(tmp_path):
+    def full(model, batch):
+        if not model.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return language_model_loss(model, batch)
+
+    rows = Rows()
+    data = Data(rows, np.arange(40), rows, np.arange(40, 60))
+    with pytest.raises(MemoryError, match="cpu is too small for --batch_size 8"):
+        fit(Transformer(LMConfig(**SHAPE)), CPU, settings(tmp_path), "pretrain", ByteVocabulary(), data, full)
+    assert (tmp_path / "pretrain_32.pth").is_file()  # saved before
+
+
 def test_a_non_finite_gradient_stops_too(tmp_path):
     def poisoned(model, batch):
         losses = language_model_loss(model, batch)

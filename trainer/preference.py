@@ -167,7 +167,7 @@ def score_rows(model, dataset, runtime, batch_size):
     for batch in progress(loader, runtime):
         rows = batch.rows
         batch = batch.to(runtime.device)
-        with runtime.autocast():
+        with runtime.memory_for(batch_size), runtime.autocast():
             logits = model(batch.ids, docs=batch.docs).logits
         sums, _ = log_probs(logits, batch.labels, batch.docs, dataset.most_pairs)  # (2 B, M)
         table[rows] = sums.view(2, -1, dataset.most_pairs).transpose(0, 1).cpu()

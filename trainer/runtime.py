@@ -48,6 +48,15 @@ class Runtime:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
+    @contextlib.contextmanager
+    def memory_for(self, batch_size):
+        """A context in which a device without enough memory is told with the flags that help."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            hint = "halve it and double --accumulation_steps: the result is the same"
+            raise MemoryError(f"{self.device} is too small for --batch_size {batch_size}; {hint}") from error
+
     def say(self, *parts):
         """Prints on the main rank, at once, so that a log file is never behind."""
         if self.is_main:
