@@ -20,6 +20,7 @@ from cleaning.binfile import val_path_of
 from model.bin_data import tokenizer_of
 from model.chat import load_tokenizer
 from model.dataset import PretrainDataset, split_rows
+from model.files import code_digest, digest_of, input_digest
 from model.LMConfig import PRESETS, LMConfig, config_for
 from model.model import Transformer
 from trainer import args, parallel
@@ -49,8 +50,8 @@ def packed(cfg, tokenizer, runtime):
     path = Path(cfg.data_path)
     if path.suffix == ".bin" or (path.is_dir() and any(path.glob("*.bin"))) or not path.exists():
         return path
-    written = max(f.stat().st_mtime_ns for f in (path, *path.glob("**/*")))
-    name = f"{path.stem}_{tokenizer.hash}_{written}_{cfg.val_fraction}_{cfg.seed}.bin"
+    made_from = digest_of([input_digest(path), code_digest(Path(__file__).parent / "cleaning")])
+    name = f"{path.stem}_{tokenizer.hash}_{made_from}_{cfg.val_fraction}_{cfg.seed}.bin"
     file = Path(cfg.out_dir, "cache", name)
     if not file.is_file():
         if runtime.world > 1:

@@ -16,12 +16,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from inference.chat import Conversation, adapter_path
+from inference.chat import Conversation
 from inference.engine import Sampling, generate, stream_text
+from inference.opening import open_model
 from inference.terminal import BEGINNINGS, QUESTIONS, asked, converse, read_prompts, show, typed_lines
-from model.lora import load_adapter
 from trainer import args
-from trainer.checkpoint import is_chat_stage, newest, open_checkpoint, prepare_out_dir, write_atomically
+from trainer.checkpoint import is_chat_stage, prepare_out_dir, write_atomically
 from trainer.runtime import choose_device
 
 
@@ -45,16 +45,10 @@ def parse(argv):
     return typed, Sampling(**args.split(vars(typed), Sampling)[0])
 
 
-def open_model(typed):
+def opened(typed):
     """(model, tokenizer, its path as shown, whether it chats), with the adapter on if one was asked for."""
-    adapter = adapter_path(typed.lora, typed.out_dir) if typed.lora else None
-    path = typed.model
-    if adapter and not path:
-        path = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    path = Path(path) if path else newest(typed.out_dir)
-    model, tokenizer, about = open_checkpoint(path, choose_device(typed.device), typed.tokenizer)
-    if adapter:
-        load_adapter(model, adapter)
+    device = choose_device(typed.device)
+    model, tokenizer, about, path, adapter = open_model(typed.model, typed.lora, typed.out_dir, device, typed.tokenizer)
     stage = about.get("stage", path.stem)
     chats = typed.mode == "chat" or (typed.mode == "auto" and (bool(adapter) or is_chat_stage(stage)))
     print(f"{path}: {stage}, {model.n_params():,} parameters" + (f", adapter {adapter}" if adapter else ""))
@@ -66,7 +60,7 @@ def main(argv=None):
     if typed.out:
         prepare_out_dir(Path(typed.out).parent)  # before minutes of writing
     prompts = read_prompts(typed.prompts) if typed.prompts else None
-    model, tokenizer, path, chats = open_model(typed)
+    model, tokenizer, path, chats = opened(typed)
     conversation = Conversation(model, tokenizer, sampling, typed.system, typed.history)
     complete = lambda text: generate(model, [tokenizer.bos_id, *tokenizer.encode(text)], sampling, (tokenizer.eos_id,))  # noqa: E731
     if prompts is None and sys.stdin.isatty() and not typed.out:

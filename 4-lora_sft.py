@@ -26,6 +26,9 @@ from trainer.losses import language_model_loss, neftune
 
 DEFAULTS = {
     "data_path": "dataset/lora.jsonl",
+    "epochs": 10,  # adapters are trained on small sets: a persona of 750 chats is 40 rows of 512
+    "batch_size": 8,
+    "accumulation_steps": 1,
     "learning_rate": 1e-3,
     "weight_decay": 0.0,
     "wandb_project": "MiniMind-LoRA-SFT",

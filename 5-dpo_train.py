@@ -31,9 +31,10 @@ from trainer.preference import REFERENCE_FREE, preference_loss, reference_log_pr
 
 DEFAULTS = {
     "data_path": "dataset/dpo.jsonl",
-    "learning_rate": 2e-5,
-    "batch_size": 8,
-    "accumulation_steps": 4,
+    "epochs": 2,
+    "batch_size": 4,  # rows of about ten pairs each, run twice: chosen and rejected
+    "accumulation_steps": 1,
+    "learning_rate": 1e-5,
     "weight_decay": 0.0,
     "wandb_project": "MiniMind-DPO",
 }
@@ -47,10 +48,11 @@ def parse(argv):
 
 
 def load_data(cfg, model, tokenizer, runtime):
-    """Packed pairs, with the reference's log-probs where the loss needs them."""
+    """Packed pairs, with the reference's log-probs where the loss needs them; all ranks share that work."""
     cache = Path(cfg.out_dir) / "cache"
-    file = prepared("dpo", cfg, data_process.clean_file)
-    dataset = DPODataset(file, model.cfg.max_seq_len, tokenizer, cache)
+    with parallel.main_first(runtime):
+        file = prepared("dpo", cfg, data_process.clean_file)
+        dataset = DPODataset(file, model.cfg.max_seq_len, tokenizer, cache)
     if cfg.loss not in REFERENCE_FREE:
         dataset.reference = reference_log_probs(model, dataset, runtime, cfg.batch_size, cache)
         runtime.say(
@@ -64,11 +66,11 @@ def main(argv=None):
     prepare_out_dir(cfg.out_dir)
     with parallel.joined(cfg) as runtime:
         torch.manual_seed(cfg.seed)
-        model, tokenizer = start_from(cfg, ["full_sft", "lora", "pretrain"], runtime)
-        with parallel.main_first(runtime):
-            data = load_data(cfg, model, tokenizer, runtime)
-        if cfg.use_lora:
+        # as the reference is scored: dropout would be a difference between the two that no pair explains (as in trl)
+        model, tokenizer = start_from(cfg, ["full_sft", "lora", "pretrain"], runtime, dropout=0.0)
+        if cfg.use_lora:  # now, on the CPU, where the seed alone decides; a new adapter leaves the reference as it is
             add_lora(model, cfg)
+        data = load_data(cfg, model, tokenizer, runtime)
         save = partial(save_adapter, cfg) if cfg.use_lora else save_weights
         fit(model, runtime, cfg, "dpo", tokenizer, data, partial(preference_loss, cfg=cfg), save)
 

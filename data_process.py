@@ -35,7 +35,7 @@ from cleaning.files import progress_meter
 from cleaning.pieces import encoder_of
 from cleaning.pretrain import write_bins
 from cleaning.readers import expand_inputs
-from model.bin_data import bin_files
+from model.bin_data import bin_files, read_sidecar, tokenizer_of
 from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from trainer import args
 
@@ -52,9 +52,7 @@ def parse(argv):
     args.add_flag(pretrain, "input", nargs="+", required=True, metavar="PATH", help="files and folders")
     args.add_flag(pretrain, "output", required=True, metavar="FILE.bin", help="for example dataset/pretrain.bin")
     args.add_flag(pretrain, "field", metavar="NAME", help="field with the text (default: found by itself)")
-    args.add_flag(
-        pretrain, "val_fraction", type=float, default=0.01, help="share held out (default: %(default)s; 0: none)"
-    )
+    args.add_flag(pretrain, "val_fraction", type=float, default=0.01, help="share held out (default: %(default)s)")
     args.add_flag(pretrain, "num_workers", type=int, metavar="N", help="encoding processes (default: one per core)")
     chat = [commands.add_parser(n, help=f"raw {w} → one form") for n, w in (("sft", "chats"), ("dpo", "preferences"))]
     for command in chat:
@@ -71,10 +69,11 @@ def parse(argv):
     inspect = commands.add_parser("inspect", help="show a record as the model is trained on it")
     inspect.add_argument("file", help="chats, preferences or a .bin")
     inspect.add_argument("number", nargs="?", type=int, default=0, help="which record, counted from 0 (default: 0)")
-    for command in (pretrain, *chat, inspect):
+    args.add_flag(inspect, "tokenizer", metavar="DIR", help="default: the one that a .bin names, or the project's own")
+    for command in (pretrain, *chat):
         args.add_flag(command, "tokenizer", default=str(DEFAULT_TOKENIZER), metavar="DIR", help="default: %(default)s")
     for command in (demo, pretrain, *chat, inspect):
-        args.add_flag(command, "seed", type=int, default=0, help="same seed, same result (default: %(default)s)")
+        args.add_flag(command, "seed", type=args.parse_seed, default=0, help="same seed, same result (default: 0)")
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show a full traceback")
     return parser.parse_args(argv)
 
@@ -130,12 +129,14 @@ def clean_file(kind, path, output):
 def inspect(cfg):
     from evaluation.inspection import document_of, show, sides_of
 
-    tokenizer = load_tokenizer(cfg.tokenizer)
-    file = bin_files(cfg.file)[0] if cfg.file.endswith(".bin") else expand_inputs(cfg.file)[0]
-    if file.suffix == ".bin":
+    if cfg.file.endswith(".bin"):
+        file = bin_files(cfg.file)[0]
+        tokenizer = load_tokenizer(cfg.tokenizer or tokenizer_of(file))
+        tokenizer.check(read_sidecar(file).get("tokenizer_hash"), tokenizer.vocab_size, file)
         show(document_of(file, cfg.number, tokenizer), tokenizer)
     else:
-        show(sides_of(record_at(file, cfg.number), tokenizer), tokenizer)
+        tokenizer = load_tokenizer(cfg.tokenizer)
+        show(sides_of(record_at(expand_inputs(cfg.file)[0], cfg.number), tokenizer), tokenizer)
 
 
 def main(argv=None):

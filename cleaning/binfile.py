@@ -4,19 +4,18 @@
 forced to the disk, and only then moved over what was there.
 """
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 
+from cleaning.files import room_for
+
 FORMAT = "uint16 ids, <s>text</s> end to end"  # the mark by which a description is told from other .json files
 VERSION = 1
 LONGEST_SIDECAR = 1 << 24  # bytes; a longer .json is not one of ours
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sidecar_of(path):
@@ -106,17 +105,9 @@ class BinWriter:
 def write(file, path, data, done):
     """Writes all of `data` to an unbuffered file; `done` bytes are in it already."""
     view = memoryview(data)
-    try:
+    with room_for(path, done + len(data)):
         while view:
             view = view[file.write(view) :]
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(
-            f"no room for {path}: {done + len(data):,} bytes were needed so far and {free:,} are free on that disk; "
-            "free some space or choose another --output. What was there before is unchanged."
-        ) from error
 
 
 def remove_bin(path):

@@ -1,5 +1,6 @@
 """Raw instruction or preference files → one JSONL file: same form, no duplicates, filtered and mixed as asked."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -12,7 +13,7 @@ import numpy as np
 
 from cleaning.conversations import conversation_of
 from cleaning.encodings import ignore
-from cleaning.files import write_lines
+from cleaning.files import room_for, write_lines
 from cleaning.preferences import pair_of
 from cleaning.readers import Drops, expand_inputs, read_records
 
@@ -22,7 +23,13 @@ CJK = (0x3400, 0x9FFF)  # the Chinese characters of the Basic Multilingual Plane
 def texts_of(record):
     """Everything that is said in a record of the one form."""
     turns = [*record["conversations"], *({"content": record[k]} for k in ("chosen", "rejected") if k in record)]
-    return [turn["content"] for turn in turns]
+    return [turn[part] for turn in turns for part in ("reasoning_content", "content") if part in turn]
+
+
+def calls_of(record):
+    """The tools of a record of the one form, and how they are called, as the model reads them: JSON."""
+    calls = [call for turn in record["conversations"] for call in turn.get("tool_calls", ())]
+    return [json.dumps(x, ensure_ascii=False) for x in (*record.get("tools", ()), *calls)]
 
 
 def chinese_share(text):
@@ -51,7 +58,7 @@ class Filters:
         if self.min_chinese and chinese_share("".join(texts)) < self.min_chinese:
             return f"less than {self.min_chinese:.0%} Chinese"
         if self.by_length:
-            length = self.count_tokens(texts)
+            length = self.count_tokens([*texts, *calls_of(record)])
             if length < self.min_tokens:
                 return f"under {self.min_tokens} tokens"
             if length > self.max_tokens:
@@ -173,11 +180,11 @@ def clean(kind, sources, output, filters, seed=0, allow_empty=False, progress=ig
     drops, notes, seen, folder = Drops(), Counter(), Seen(), Path(output).parent
     folder.mkdir(parents=True, exist_ok=True)
     read = pair_of if kind == "dpo" else partial(conversation_of, allow_empty=allow_empty)
-    counts, stack = [], []
-    try:
+    counts, files = [], []
+    with room_for(output), contextlib.ExitStack() as stack:
         for paths, _ in sources:
-            file = tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8", newline="\n")  # noqa: SIM115 see finally
-            stack.append(file)
+            file = stack.enter_context(tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8", newline="\n"))
+            files.append(file)
             number = 0
             for record in usable(read, expand_inputs(paths), drops, notes, filters, seen, progress):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -189,9 +196,6 @@ def clean(kind, sources, output, filters, seed=0, allow_empty=False, progress=ig
             raise ValueError(f"no usable record in {empty}; nothing written\n{drops.table()}")
         weights = [w for _, w in sources]
         taken = counts if None in weights else share_out(counts, weights)
-        lines = itertools.chain(*stack) if None in weights else mixed(stack, counts, taken, seed)
+        lines = itertools.chain(*files) if None in weights else mixed(files, counts, taken, seed)
         write_lines(output, lines)
-        return sum(taken), drops, notes, taken
-    finally:
-        for file in stack:
-            file.close()
+    return sum(taken), drops, notes, taken

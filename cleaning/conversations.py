@@ -131,6 +131,11 @@ def system_turns(record):
     return [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
 
 
+def with_system(record, turns):
+    """Turns behind the record's system prompt, unless they bring their own."""
+    return turns if turns and turns[0]["role"] == "system" else [*system_turns(record), *turns]
+
+
 def tools_of(record):
     """The tool descriptions of a record, a list or JSON text → [dict]; [] for none."""
     tools = record.get("tools")
@@ -176,6 +181,8 @@ def schema_of(record):
     """The schema's name; Unusable when none fits, naming what is missing where one nearly does."""
     if all(option in record for option in "ABCD"):
         raise Unusable("exam question")  # its answer is a letter, and training on an exam spoils it
+    if any(record.get(name) is not None for name in ("chosen", "rejected", "response_chosen")):
+        raise Unusable("a preference pair, not a conversation")
     for name, fields in SCHEMAS:
         if all(field in record for field in fields):
             return name
@@ -230,7 +237,7 @@ def conversation_of(record, allow_empty=False):
             messages = record[schema]
             if not isinstance(messages, list) or not messages:
                 raise Unusable(f"{schema} is not a list of turns" if messages != [] else "no turns")
-            turns = [*([] if is_system(messages[0]) else system_turns(record)), *map(turn_of, messages)]
+            turns = with_system(record, [*map(turn_of, messages)])
         else:
             answer = {"instruction": "output", "q": "a", "question": "answer", "prompt": "response"}[schema]
             reply = {"role": "assistant", "content": (text_in if allow_empty else said)(record[answer], "answer")}
@@ -247,8 +254,3 @@ def conversation_of(record, allow_empty=False):
     except Unusable as reason:
         return None, str(reason), notes
     return {"conversations": turns, **({"tools": tools} if tools else {})}, None, notes
-
-
-def is_system(message):
-    """Whether a raw message is a system prompt."""
-    return isinstance(message, dict) and str(message.get("role", message.get("from"))).lower() == "system"

@@ -1,9 +1,38 @@
 """What the data scripts share around their work: files that appear whole, and a sign of life while they are made."""
 
+import contextlib
+import errno
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def room_for(output, needed=0):
+    """A context in which a full disk is told by the name of the output, with the next step."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        free = f"{shutil.disk_usage(Path(output).parent).free:,}"
+        counted = f"{needed:,} bytes were needed so far and {free}" if needed else f"{free} bytes"
+        raise OSError(
+            f"no room for {output}: {counted} are free on that disk; free some space or choose another --output. "
+            "What was there before is unchanged."
+        ) from error
+
+
+def relative(path):
+    """A path as seen from here; whole where that cannot be, because it lies on another drive."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:
+        return os.path.abspath(path)
 
 
 def write_files(folder, texts):

@@ -9,9 +9,9 @@ from cleaning.conversations import (
     check_text,
     question_turns,
     said,
-    system_turns,
     tools_of,
     turn_of,
+    with_system,
 )
 
 
@@ -53,20 +53,20 @@ def sides_of(record, notes):
         known = "chosen" in record or "rejected" in record or "response_rejected" in record
         raise Unusable("chosen or rejected is missing" if known else "unknown schema")
     elif isinstance(record["chosen"], list) and all(isinstance(m, dict) for m in record["chosen"]):
-        return message_sides(record)
+        return message_sides(record, notes)
     else:
         sides = record["chosen"], record["rejected"]
         if "conversations" in record or "messages" in record:
             messages = record.get("conversations", record.get("messages"))
             if not isinstance(messages, list):
                 raise Unusable("conversations is not a list of turns")
-            turns = [*system_turns(record), *map(turn_of, messages)]
+            turns = with_system(record, [*map(turn_of, messages)])
         elif "instruction" in record:
             turns = question_turns(record, "instruction", notes)
         else:
             prompt = record.get("prompt", record.get("question"))
             if isinstance(prompt, list):
-                turns = [*map(turn_of, prompt)]
+                turns = with_system(record, [*map(turn_of, prompt)])
             else:
                 turns = question_turns({**record, "prompt": prompt}, "prompt", notes)
     names = ("chosen answer", "rejected answer")
@@ -75,10 +75,19 @@ def sides_of(record, notes):
 
 def answer_text(side):
     """A side that is one message → its text; anything else as it is."""
-    return side.get("content", side.get("value")) if isinstance(side, dict) else side
+    if not isinstance(side, dict):
+        return side
+    refuse_more_than_text(turn_of(side if "role" in side or "from" in side else {**side, "role": "assistant"}))
+    return side.get("content", side.get("value"))
 
 
-def message_sides(record):
+def refuse_more_than_text(answer):
+    """Unusable for an assistant turn that says more than the text of a pair's side can hold."""
+    if answer.get("reasoning_content") or answer.get("tool_calls"):
+        raise Unusable("answer with reasoning or calls")
+
+
+def message_sides(record, notes):
     """Both sides as whole message lists that share all but the last turn."""
     if not isinstance(record["rejected"], list):
         raise Unusable("chosen and rejected differ in form")
@@ -87,7 +96,15 @@ def message_sides(record):
         raise Unusable("a side does not end with an answer")
     if chosen[:-1] != rejected[:-1]:
         raise Unusable("the sides have different prompts")
-    given = record.get("prompt")
-    prompt = [*map(turn_of, given)] if isinstance(given, list) else []  # trl's form keeps the prompt apart
-    turns = [*prompt, *chosen[:-1]] or [{"role": "user", "content": said(given, "prompt")}]
+    for answer in (chosen[-1], rejected[-1]):
+        refuse_more_than_text(answer)
+    turns, given = chosen[:-1], record.get("prompt")
+    if isinstance(given, list):  # trl's form keeps the prompt apart, with or without a copy of it in the sides
+        prompt = [*map(turn_of, given)]
+        if turns[: len(prompt)] != prompt:
+            turns = prompt if turns and prompt[-len(turns) :] == turns else [*prompt, *turns]
+    elif all(turn["role"] == "system" for turn in turns):
+        asked = question_turns({**record, "prompt": given}, "prompt", notes)
+        turns = [*turns, *(turn for turn in asked if not turns or turn["role"] != "system")]
+    turns = with_system(record, turns)
     return turns, said(chosen[-1]["content"], "chosen answer"), said(rejected[-1]["content"], "rejected answer")

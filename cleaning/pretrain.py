@@ -4,7 +4,6 @@ import collections
 import hashlib
 import importlib.metadata
 import multiprocessing
-import os
 import platform
 import signal
 import time
@@ -15,7 +14,7 @@ import numpy as np
 
 from cleaning.binfile import BinWriter, remove_bin, sha256_of, val_path_of
 from cleaning.encodings import ignore
-from cleaning.files import progress_meter
+from cleaning.files import progress_meter, relative
 from cleaning.normalize import clean_text, mark_new
 from cleaning.pieces import encode_texts
 from cleaning.readers import Drops, read_located
@@ -114,7 +113,7 @@ def write_bins(paths, output, load_tokenizer, tokenizer, seed, val_fraction, fie
             "vocab_size": tokenizer.vocab_size,
             "bos_id": tokenizer.bos_id,
             "eos_id": tokenizer.eos_id,
-            "tokenizer": os.path.relpath(tokenizer.path),
+            "tokenizer": relative(tokenizer.path),
             "tokenizer_hash": tokenizer.hash,
             "seed": seed,
             "val_fraction": val_fraction,

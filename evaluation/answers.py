@@ -11,38 +11,54 @@ import json
 from pathlib import Path
 
 from evaluation.intervals import wilson
-from inference.chat import Conversation, adapter_path
+from inference.chat import Conversation
 from inference.engine import Sampling
-from model.lora import load_adapter
+from inference.opening import open_model
 from trainer import args
-from trainer.checkpoint import newest, open_checkpoint
 from trainer.runtime import choose_device
 
 
 def is_right(question, reply):
-    """Whether `reply` is one of question["accept"], or holds question["contain"]."""
+    """Whether `reply` is one of question["accept"], or holds question["contain"]; no reply (None) is wrong."""
+    if reply is None:
+        return False
     if "accept" in question:
         return reply.strip() in question["accept"]
     return question["contain"] in reply
 
 
 def replies(conversation, questions):
-    """The model's reply to each question, each in a conversation of its own."""
+    """The model's reply to each question, each in a conversation of its own; None to one that is too long."""
     for question in questions:
         conversation.turns.clear()
-        yield "".join(conversation.ask(question["prompt"]))
+        try:
+            yield "".join(conversation.ask(question["prompt"]))
+        except ValueError as error:
+            print(f"  no reply: {question['prompt'][:40]} … {error}")
+            yield None
+
+
+def is_question(record):
+    """Whether a record of a question file says what is asked and what is right."""
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+        return False
+    if "accept" in record:
+        accept = record["accept"]
+        return isinstance(accept, list) and bool(accept) and all(isinstance(a, str) for a in accept)
+    return isinstance(record.get("contain"), str) and bool(record["contain"])
 
 
 def read_questions(path):
     """The records of a question file; ValueError names a line that is none."""
     questions = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             question = json.loads(line)
-            known = isinstance(question["prompt"], str) and ("accept" in question or "contain" in question)
-        except (ValueError, KeyError, TypeError):
-            known = False
-        if not known:
+        except ValueError:
+            question = None
+        if not is_question(question):
             raise ValueError(f'{path}:{number} is not {{"prompt": …, "accept": […]}} or {{"prompt": …, "contain": …}}')
         questions.append(question)
     if not questions:
@@ -61,14 +77,11 @@ def main(argv=None):
     args.add_flag(parser, "max_new_tokens", type=int, default=60, help="longest reply (default: 60)")
     cfg = parser.parse_args(argv)
     questions = read_questions(cfg.questions)
-    path = cfg.model or newest(cfg.out_dir)
-    model, tokenizer, _ = open_checkpoint(path, choose_device(cfg.device))
-    if cfg.lora:
-        load_adapter(model, adapter_path(cfg.lora, cfg.out_dir))
+    model, tokenizer, _, path, _ = open_model(cfg.model, cfg.lora, cfg.out_dir, choose_device(cfg.device))
     conversation = Conversation(model, tokenizer, Sampling(temperature=0, max_new_tokens=cfg.max_new_tokens), history=0)
     answered = list(zip(questions, replies(conversation, questions)))
     wrong = [(q, reply) for q, reply in answered if not is_right(q, reply)]
-    for question, reply in wrong[:5]:
+    for question, reply in [(q, reply) for q, reply in wrong if reply is not None][:5]:
         print(f"  wrong: {question['prompt']} → {reply.strip()!r}")
     right, n = len(answered) - len(wrong), len(answered)
     low, high = wilson(right, n)

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
-from pathlib import Path
+import typing
 
-from inference.engine import Sampling, generate, stream_text
+from inference.engine import Sampling, generate, stream_parts
+from inference.opening import adapter_path
+from model.chat import answer_of
 from model.lora import load_adapter, remove_lora
 from trainer.args import flag_type, parse_bool
 from trainer.checkpoint import write_atomically
@@ -48,14 +50,14 @@ class Conversation:
 
     def ask(self, question):
         """Yields the answer piece by piece, whole characters; remembers it when it is complete or broken off."""
-        ids, pieces = self.prompt(question), []
+        ids, parts = self.prompt(question), []
         try:
             stop = (self.tokenizer.eos_id,)
-            for piece in stream_text(self.tokenizer, generate(self.model, ids, self.sampling, stop)):
-                pieces.append(piece)
-                yield piece
+            for part in stream_parts(self.tokenizer, generate(self.model, ids, self.sampling, stop)):
+                parts.append(part)
+                yield part[0]
         finally:
-            self.turns += [{"role": "user", "content": question}, {"role": "assistant", "content": "".join(pieces)}]
+            self.turns += [{"role": "user", "content": question}, answer_of(parts)]
 
     def save(self, path):
         """Writes the conversation as one line of the form that data_process.py sft reads."""
@@ -64,26 +66,15 @@ class Conversation:
         write_atomically(path, lambda f: f.write(line.encode("utf-8")))
 
 
-def adapter_path(name, out_dir):
-    """The folder of adapter `name`: a path, or out_dir/lora_<name>_…; FileNotFoundError lists what is there."""
-    there = {p.parent.name: p.parent for p in Path(out_dir).glob("*/adapter_config.json")}
-    if Path(name, "adapter_config.json").is_file():
-        return Path(name)
-    found = sorted(folder for stem, folder in there.items() if stem == name or stem.startswith(f"lora_{name}_"))
-    if not found:
-        raise FileNotFoundError(
-            f"no adapter {name} in {out_dir} (there: {', '.join(sorted(there)) or 'none'}). "
-            f"Make it with: python 4-lora_sft.py --lora_name {name}"
-        )
-    return found[-1]
-
-
 def changed(sampling, name, text):
     """Sampling with one field set from text; ValueError names what is wrong."""
     fields = {f.name: f for f in dataclasses.fields(Sampling)}
     if name not in fields:
         raise ValueError(f"there is no setting {name}; known: {', '.join(fields)}")
-    kind = flag_type(Sampling.__annotations__[name])
+    hint = Sampling.__annotations__[name]
+    kind = flag_type(hint)
+    if text.lower() == "none" and type(None) not in typing.get_args(hint):
+        raise ValueError(f"{name} cannot be none")
     value = None if text.lower() == "none" else parse_bool(text) if kind is bool else kind(text)
     return dataclasses.replace(sampling, **{name: value})
 
@@ -120,7 +111,7 @@ def obey(conversation, command, out_dir):
         if rest in ("", "off"):
             remove_lora(conversation.model)
             return "no adapter: this is the base"
-        load_adapter(conversation.model, adapter_path(rest, out_dir))
+        load_adapter(conversation.model, adapter_path(rest, out_dir, conversation.model.cfg))
         return f"adapter {rest} is on"
     if name == "save":
         if not rest:

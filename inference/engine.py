@@ -7,7 +7,7 @@ import torch
 
 from inference.sampling import penalise_repeats, pick
 from model.kv_cache import KVCache
-from model.LMConfig import knob
+from model.LMConfig import check_knobs, knob
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Sampling:
     overflow: str = knob("slide", "past max_seq_len: slide forgets the oldest half, stop ends", ["slide", "stop"])
 
     def __post_init__(self):
+        check_knobs(self)
         if self.temperature < 0:
             raise ValueError(f"--temperature is {self.temperature}; it must be 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
@@ -76,13 +77,19 @@ def generate(model, ids, sampling, stop_ids=()):
             cache.length = 0
 
 
-def stream_text(tokenizer, ids):
-    """Turns an iterator of ids into an iterator of str that never ends in the middle of a character."""
+def stream_parts(tokenizer, ids):
+    """Turns an iterator of ids into an iterator of (text, is control): whole characters, or the name of a tag."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for i in ids:
-        piece = decoder.decode(tokenizer.id_to_bytes(i))
-        if piece:
-            yield piece
-    rest = decoder.decode(b"", final=True)
-    if rest:
-        yield rest
+        tag = tokenizer.tags.get(i)
+        if piece := decoder.decode(tokenizer.id_to_bytes(i), final=tag is not None):
+            yield piece, False
+        if tag:
+            yield tag, True
+    if rest := decoder.decode(b"", final=True):
+        yield rest, False
+
+
+def stream_text(tokenizer, ids):
+    """Turns an iterator of ids into an iterator of str that never ends in the middle of a character."""
+    return (text for text, _ in stream_parts(tokenizer, ids))

@@ -29,8 +29,11 @@ QUESTIONS = [
 def read_prompts(path):
     """The lines of a prompt file that hold anything; of .jsonl, what their "prompt" says."""
     try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        text = Path(path).read_text(encoding="utf-8-sig")
+        lines = [line for line in text.split("\n") if line.strip()]  # splitlines would cut at U+2028, which is text
         prompts = [json.loads(line)["prompt"] for line in lines] if path.endswith(".jsonl") else lines
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError("a prompt is not text")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except (KeyError, TypeError, json.JSONDecodeError) as error:

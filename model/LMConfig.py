@@ -1,6 +1,7 @@
 """The shape of a model: one validated dataclass, with named presets."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 
@@ -8,6 +9,18 @@ def knob(default, text, choices=None):
     """A dataclass field that is also a command-line flag: its default, its help text, its allowed values."""
     kwargs = {"default_factory": default} if callable(default) else {"default": default}
     return dataclasses.field(metadata={"help": text, "choices": choices}, **kwargs)
+
+
+def check_knobs(settings):
+    """ValueError for a field of a dataclass whose value is no number, or none of its choices, by the flag's name."""
+    for f in dataclasses.fields(settings):
+        value, choices = getattr(settings, f.name), f.metadata.get("choices")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{f.name} is {value}; it must be a finite number")
+        if choices and value not in choices:
+            raise ValueError(f"--{f.name} is {value}; choose from {', '.join(choices)}")
+        if f.name == "seed" and value is not None and not 0 <= value < 2**63:  # what torch.manual_seed takes
+            raise ValueError(f"--seed is {value}; it must be at least 0 and below 2^63")
 
 
 @dataclass

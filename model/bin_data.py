@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
+
+from model.files import room_for, save_array
 
 SCAN = 1 << 24  # ids looked at at once while documents are found: 32 MB
 
@@ -21,6 +21,9 @@ def bin_files(path):
         return files
     if not path.is_file():
         raise FileNotFoundError(f"no data at {path}; make it with: python data_process.py pretrain --output {path}")
+    if path.suffix != ".bin":
+        made = f"python data_process.py pretrain --input {path} --output {path.with_suffix('.bin')}"
+        raise ValueError(f"{path} is not a .bin of ids; make one of it with: {made}")
     return [path]
 
 
@@ -100,12 +103,10 @@ def mapped(cache_dir, key, names, make):
     cache_dir.mkdir(parents=True, exist_ok=True)
     files = [cache_dir / f"{key}_{name}.npy" for name in names]
     if not all(file.is_file() for file in files):
-        for file, array in zip(files, make(), strict=True):
-            with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".tmp", delete=False) as f:
-                np.save(f, array)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(f.name, file)
+        with room_for(files[0]):
+            arrays = make()
+        for file, array in zip(files, arrays, strict=True):
+            save_array(file, array)
     return [np.load(file, mmap_mode="r") for file in files]
 
 

@@ -76,11 +76,14 @@ class ChatTokenizer:
 
     def encode(self, text):
         """str → list of ids, without BOS or EOS; special-token text is encoded as ordinary characters."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts):
-        """list of str → list of lists of ids, on all cores."""
-        return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        """list of str → list of lists of ids, on all cores; ValueError for what no UTF-8 can hold."""
+        try:
+            return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError as error:  # a half of a surrogate pair: a byte of the command line, or "\\ud800" in JSON
+            raise ValueError(f"a text is not valid Unicode, so it has no ids ({error}); write it as UTF-8") from error
 
     def encode_chats(self, chats, last_only=False):
         """Conversations → list of Encoded, on all cores. What people typed is text, whatever it looks like.
@@ -127,6 +130,11 @@ class ChatTokenizer:
     def to_bytes(self, ids):
         """ids → the bytes they stand for, control tokens left out: the text of `decode`, four times as fast."""
         return b"".join([self._bytes[i] for i in ids])
+
+    @functools.cached_property
+    def tags(self):
+        """{id: name} of the control tokens that a model may write inside an answer, such as <think>."""
+        return {i: name for name in CONTROLS[2:] if (i := self.backend.token_to_id(name)) is not None}
 
     @functools.cached_property
     def token_bytes(self):
@@ -198,6 +206,45 @@ def answer_parts(turn):
             "tool_call", f'{{"name": {json.dumps(call["name"], ensure_ascii=False)}, "arguments": {arguments}}}'
         )
     return parts
+
+
+def answer_of(parts):
+    """What a model said → an assistant turn; the inverse of answer_parts.
+
+    Args:
+        parts: (text, is control) each. A tag that opens or closes nothing, and a call that is none, stay text.
+    """
+    sections, tag, text = [], None, ""  # (tag or None, what is between it and its end) each
+    for part, control in parts:
+        if control and part in ((f"</{tag}>",) if tag else ("<think>", "<tool_call>")):
+            sections.append((tag, text))
+            tag, text = None if tag else part.strip("<>"), ""
+        else:
+            text += part
+    content, reasoning, calls = "", "", []
+    for kind, inside in [*sections, (tag, text)]:
+        if kind == "think" and not (content or reasoning or calls):
+            reasoning = inside.removeprefix("\n").removesuffix("\n")
+        elif kind == "tool_call" and (call := call_in(inside)):
+            content = content.removesuffix("\n")
+            calls.append(call)
+        elif kind:
+            content += f"<{kind}>{inside}</{kind}>"
+        else:
+            content += inside.removeprefix("\n\n") if reasoning and not (content or calls) else inside
+    turn = {"role": "assistant", "content": content}
+    return turn | ({"reasoning_content": reasoning} if reasoning else {}) | ({"tool_calls": calls} if calls else {})
+
+
+def call_in(text):
+    """The {"name", "arguments"} that a model wrote as JSON, or None."""
+    try:
+        call = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return None
+    return {"name": call["name"], "arguments": call.get("arguments", {})}
 
 
 @functools.cache

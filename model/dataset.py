@@ -1,11 +1,17 @@
 """Data sets: packed rows of ids, read from memory-mapped files, so that memory does not grow with the corpus."""
 
+from pathlib import Path
+
 import numpy as np
 
 from model.batch import FILLER, Sample
 from model.bin_data import Mapped, bin_files, find_documents, fingerprint, mapped, open_ids, read_sidecar
 from model.chat_data import Growing, chunks, file_digest, read_jsonl
+from model.files import code_digest
 from model.packing import pack
+
+# The code that makes rows of conversations; edited, it may make others of the same file.
+MAKE_ROWS = [Path(__file__).with_name(name) for name in ("chat.py", "dataset.py", "packing.py")]
 
 
 def lines_of(table, row_ends, index):
@@ -102,11 +108,16 @@ class ChatRows(Mapped):
 
     def __init__(self, path, T, tokenizer, cache_dir):
         self.path, self.T, self.pad_id = path, T, tokenizer.eos_id
+        if tokenizer.vocab_size > 65_536:
+            raise ValueError(
+                f"{tokenizer.path} has {tokenizer.vocab_size:,} ids, but ids are kept in 16 bits, which hold 65,536; "
+                "make a smaller one with: python train_tokenizer.py --vocab_size 6400"
+            )
         self.fingerprint = file_digest(path)
-        key = f"{self.kind}_{self.fingerprint}_{T}_{tokenizer.hash}"
+        self.key = f"{self.kind}_{self.fingerprint}_{T}_{tokenizer.hash}_{code_digest(*MAKE_ROWS)}"
         names = ("ids", "scored", "table", "ends", "counts")
         self.ids, self.scored, self.table, self.row_ends, counts = mapped(
-            cache_dir, key, names, lambda: self._make(tokenizer, cache_dir)
+            cache_dir, self.key, names, lambda: self._make(tokenizer, cache_dir)
         )
         self.counts = dict(zip(self.count_names, counts.tolist()))
         if not len(self):

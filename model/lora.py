@@ -4,6 +4,7 @@ Source: Hu et al. 2021, arXiv:2106.09685. Adapters are stored in PEFT's format, 
 exported stock model.
 """
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.huggingface import from_stock, own_name, stock_name, to_stock
-from model.LMConfig import knob
+from model.LMConfig import check_knobs, knob
 
 PREFIX = "base_model.model."  # PEFT's name for "inside the wrapped model"
+ADAPTER_PARTS = (".lora_A", ".lora_B")
+BASE_WEIGHTS = "base_weights"  # the key in the metadata of adapter_model.safetensors, which peft does not read
+OTHER_KINDS = ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias")  # settings of PEFT that are not read here
 
 
 @dataclass
@@ -30,6 +34,9 @@ class Adapter:
     rslora: bool = knob(False, "LoRA: alpha / sqrt(rank) instead, so that large ranks learn as well as small ones")
 
     def __post_init__(self):
+        check_knobs(self)
+        if not self.names:
+            raise ValueError(f"--targets {self.targets}: names no layer; the default is {Adapter.targets}")
         if self.rank < 1 or not 0 <= self.lora_dropout < 1:
             raise ValueError(f"--rank is {self.rank}, --lora_dropout {self.lora_dropout}; need at least 1, and [0, 1)")
 
@@ -105,9 +112,18 @@ def remove_lora(model):
     return model
 
 
+def weights_fingerprint(model):
+    """16 hex digits that change when the weights do, an adapter's aside; of each tensor 1,024 values are read."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if not name.endswith(ADAPTER_PARTS):
+            digest.update(name.encode() + tensor.flatten()[:1024].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def merged_state(model):
     """The state dict that a model without adapters would need to give the same logits."""
-    state = {n: t for n, t in model.state_dict().items() if not n.endswith((".lora_A", ".lora_B"))}
+    state = {n: t for n, t in model.state_dict().items() if not n.endswith(ADAPTER_PARTS)}
     return state | {f"{name}.weight": module.merged() for name, module in adapted(model).items()}
 
 
@@ -144,45 +160,63 @@ def peft_config(adapter, model, base):
     }
 
 
-def load_adapter(model, folder):
-    """Puts the adapter of a PEFT folder onto `model`, replacing one that is there; returns its adapter_config.
+def read_adapter(folder):
+    """A PEFT folder → (Adapter, {layer: {"lora_A", "lora_B"}} as PEFT lays them out, adapter_config, base weights).
+
+    Base weights are the weights_fingerprint of the model it was trained on; None for an adapter made elsewhere.
 
     Raises:
-        FileNotFoundError, ValueError: not there, or made for another shape; the model is left without an adapter.
+        FileNotFoundError, ValueError: not there, cut off, or of a kind that is not read here.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     folder = Path(folder)
     config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     if not config_file.is_file() or not weights_file.is_file():
         raise FileNotFoundError(f"no adapter in {folder}; make one with: python 4-lora_sft.py")
-    remove_lora(model)
     try:
-        config, stored = json.loads(config_file.read_text(encoding="utf-8")), load_file(weights_file)
-        pairs = {}
-        for key, tensor in stored.items():
-            name, part = key.removeprefix(PREFIX).removesuffix(".weight").rsplit(".", 1)
-            pairs.setdefault(own_name(name), {})[part] = tensor
+        config, pairs = json.loads(config_file.read_text(encoding="utf-8")), {}
+        with safe_open(weights_file, "pt") as stored:
+            base = (stored.metadata() or {}).get(BASE_WEIGHTS)
+            for key in stored.keys():  # noqa: SIM118 it is no dict
+                name, part = key.removeprefix(PREFIX).removesuffix(".weight").rsplit(".", 1)
+                pairs.setdefault(own_name(name), {})[part] = stored.get_tensor(key)
         adapter = Adapter(
             rank=config["r"],
             alpha=config["lora_alpha"],
             rslora=bool(config.get("use_rslora")),
             targets=",".join({name.rpartition(".")[2] for name in pairs}),
         )
-    except (SafetensorError, ValueError, KeyError, AttributeError) as error:
+    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{folder} is not a LoRA adapter for this kind of model ({error!r})") from error
-    layers = adapted(add_lora(model, adapter))
-    fits = layers.keys() == pairs.keys() and all(
-        pairs[n]["lora_A"].shape == m.lora_A.shape and pairs[n]["lora_B"].shape == m.lora_B.shape
-        for n, m in layers.items()
-    )
-    if not fits:
-        remove_lora(model)
+    if others := [name for name in OTHER_KINDS if config.get(name)]:
+        raise ValueError(f"{folder} uses {', '.join(others)}, which is not read here; choose plain LoRA")
+    return adapter, pairs, config, base
+
+
+def load_adapter(model, folder, name="this model"):
+    """Puts the adapter of a PEFT folder onto `model`, replacing one that is there; returns its adapter_config.
+
+    Args:
+        name: of the model, for the error.
+    Raises:
+        FileNotFoundError, ValueError: not there, or made for another shape or other weights; the model is as it was.
+    """
+    adapter, pairs, config, base = read_adapter(folder)
+    layers = {n: m.weight for n, m in model.named_modules() if isinstance(m, (nn.Linear, LoRALinear))}
+    targets = {n: weight.shape for n, weight in layers.items() if n.rpartition(".")[2] in adapter.names}
+    shapes = {n: {part: tuple(tensor.shape) for part, tensor in pair.items()} for n, pair in pairs.items()}
+    if shapes != {n: {"lora_A": (adapter.rank, i), "lora_B": (o, adapter.rank)} for n, (o, i) in targets.items()}:
         raise ValueError(f"{folder} was made for a model of another shape; choose the model it was trained on")
+    if base not in (None, own := weights_fingerprint(model)):
+        raise ValueError(
+            f"{folder} was trained on {config.get('base_model_name_or_path')} (weights {base}), and {name} has {own}: "
+            "a merged model contains its adapter already, and after its base an adapter is trained again"
+        )
+    add_lora(remove_lora(model), adapter)
     with torch.no_grad():
-        for name, module in layers.items():
-            module.lora_A.copy_(pairs[name]["lora_A"])
-            module.lora_B.copy_(from_stock(name, pairs[name]["lora_B"], model.cfg))
+        for n, module in adapted(model).items():
+            module.lora_A.copy_(pairs[n]["lora_A"])
+            module.lora_B.copy_(from_stock(n, pairs[n]["lora_B"], model.cfg))
     model.eval()
     return config

@@ -1,5 +1,7 @@
 """Fixtures that many tests share."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -36,6 +38,23 @@ def tokenizer_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     backend.save(str(folder / "tokenizer.json"))
     return folder
+
+
+@pytest.fixture
+def small_files():
+    """A context in which the operating system refuses to let any file grow beyond so many bytes."""
+    resource = pytest.importorskip("resource")
+
+    @contextlib.contextmanager
+    def limited(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture

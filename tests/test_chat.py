@@ -1,7 +1,9 @@
 """Chat as it is trained and as it is prompted: who is scored, and that typed text never becomes a control token."""
 
+import copy
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from inference.engine import stream_parts, stream_text
 from model.batch import FILLER, collate, collate_pairs
-from model.chat import DEFAULT_TOKENIZER, load_tokenizer
+from model.chat import DEFAULT_TOKENIZER, answer_of, load_tokenizer
 from model.cross_entropy import IGNORE
 from model.dataset import DPODataset, Mixed, SFTDataset
+from model.files import code_digest
 from model.LMConfig import LMConfig
 from model.model import Transformer
 from trainer.preference import log_probs
@@ -104,6 +108,33 @@ def test_a_call_and_a_thought_are_scored_and_a_tools_answer_is_not(tokenizer):
     assert scored_text(tokenizer, chat) == expected + "晴天</s>"
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    content=st.just("") | TEXT,
+    reasoning=st.none() | TEXT,
+    calls=st.lists(st.fixed_dictionaries({"name": TEXT, "arguments": st.dictionaries(TEXT, TEXT)}), max_size=2),
+)
+def test_an_answer_is_read_back_as_the_turn_that_it_was(tokenizer, content, reasoning, calls):
+    turn = {"role": "assistant", "content": content}
+    turn |= ({"reasoning_content": reasoning} if reasoning else {}) | ({"tool_calls": calls} if calls else {})
+    [chat] = tokenizer.encode_chats([([turn], ())])
+    said = chat.ids[chat.scored][:-1].tolist()  # what a model would write, without the EOS
+    assert answer_of(stream_parts(tokenizer, iter(said))) == turn
+    assert "".join(stream_text(tokenizer, iter(said))) == tokenizer.decode(said)  # a person sees the tags
+
+
+def test_what_is_no_whole_answer_stays_what_it_is():
+    assert answer_of([("<think>", True), ("\n想", False)]) == {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "想",
+    }
+    for broken in ("{", "[1]", '{"name": 3}'):
+        parts = [("好", False), ("<tool_call>", True), (broken, False), ("</tool_call>", True)]
+        assert answer_of(parts) == {"role": "assistant", "content": f"好<tool_call>{broken}</tool_call>"}
+    assert answer_of([("</think>", True), ("好", False)]) == {"role": "assistant", "content": "</think>好"}
+
+
 # ---- rows ----------------------------------------------------------------------------------------------------------
 def write(path, records):
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
@@ -183,6 +214,41 @@ def test_rows_are_found_again_in_the_cache_and_made_anew_for_other_text(tokenize
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "c").iterdir()}
     write(file, chats(31))
     assert SFTDataset(file, 96, tokenizer, tmp_path / "c").fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("when", ["while encoding", "while storing"])
+def test_a_full_disk_is_named_and_leaves_nothing_in_the_cache(tokenizer, tmp_path, small_files, when):
+    file = write(tmp_path / "a.jsonl", chats(300))
+    ids = SFTDataset(file, 96, tokenizer, tmp_path).ids
+    room = 1000 if when == "while encoding" else ids.nbytes + 10  # a .npy file has a header besides
+    with small_files(room), pytest.raises(OSError, match=r"could not write .*sft_\w+\.npy: .*MB free.*Make room"):
+        SFTDataset(file, 96, tokenizer, tmp_path / "c")
+    assert not [p for p in (tmp_path / "c").iterdir() if p.suffix != ".npy"]
+    data = SFTDataset(file, 96, tokenizer, tmp_path / "c")
+    assert Path(data.ids.filename).stat().st_mode == file.stat().st_mode  # as any file of this person
+
+
+@pytest.mark.parametrize("make", [SFTDataset, DPODataset])
+def test_a_tokenizer_with_more_ids_than_16_bits_hold_is_refused(tokenizer, tmp_path, make):
+    large = copy.copy(tokenizer)
+    large.vocab_size = 65_537
+    with pytest.raises(ValueError, match="has 65,537 ids.*65,536"):
+        make(write(tmp_path / "a.jsonl", chats(3)), 96, large, tmp_path / "c")
+
+
+def test_rows_are_made_anew_when_the_code_that_makes_them_changes(tokenizer, tmp_path, monkeypatch):
+    file = write(tmp_path / "a.jsonl", chats(30))
+    first = SFTDataset(file, 96, tokenizer, tmp_path / "c")
+    monkeypatch.setattr("model.dataset.code_digest", lambda *files: "another")
+    again = SFTDataset(file, 96, tokenizer, tmp_path / "c")
+    assert again.ids.filename != first.ids.filename
+
+
+def test_the_digest_of_code_changes_with_it(tmp_path):
+    (tmp_path / "a.py").write_text("x = 1", encoding="utf-8")
+    before = code_digest(tmp_path / "a.py")
+    (tmp_path / "a.py").write_text("x = 2", encoding="utf-8")
+    assert code_digest(tmp_path / "a.py") != before == before.lower() and len(before) == 16
 
 
 def test_a_line_in_another_form_is_named(tokenizer, tmp_path):

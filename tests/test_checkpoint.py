@@ -13,7 +13,16 @@ from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from model.LMConfig import LMConfig
 from model.model import Transformer
 from trainer import checkpoint
-from trainer.checkpoint import checkpoint_path, infer_config, load_file, load_model, newest, resume_path, save_weights
+from trainer.checkpoint import (
+    checkpoint_path,
+    infer_config,
+    latest_stage,
+    load_file,
+    load_model,
+    newest,
+    resume_path,
+    save_weights,
+)
 
 
 class Vocabulary:
@@ -74,6 +83,15 @@ def test_a_file_that_is_no_minimind_checkpoint_is_named(tmp_path):
         load_model(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize(
+    "content", [torch.zeros(3), [torch.zeros(3)], {"tok_embeddings.weight": 3}, {3: torch.zeros(3)}]
+)
+def test_a_file_that_is_no_state_dict_is_named(tmp_path, content):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth holds no weights by name"):
+        load_model(tmp_path / "x.pth")
+
+
 @pytest.mark.parametrize("keep", [0, 10, 1000, -100])
 def test_a_truncated_checkpoint_is_refused_with_the_next_step(tmp_path, keep):
     path, _ = save(tmp_path)
@@ -117,6 +135,16 @@ def test_the_newest_checkpoint_is_found_and_resume_files_are_not(tmp_path):
     assert newest(tmp_path) == second and newest(tmp_path, ["pretrain"]) == first
     with pytest.raises(FileNotFoundError, match="there: none"):
         newest(tmp_path / "empty")
+    second.unlink()  # a run that was killed between its two files
+    assert latest_stage(tmp_path, ["full_sft", "pretrain"]) == first
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "notes.txt"])
+def test_what_was_never_a_checkpoint_is_not_advised_to_be_deleted(tmp_path, name):
+    (tmp_path / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{name} is not a checkpoint.*give a .pth file") as told:
+        load_file(tmp_path / name)
+    assert "delete" not in str(told.value)
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_rubbish(tmp_path):
@@ -130,6 +158,25 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_rubbish(tmp_path):
     with pytest.raises(OSError, match=r"No space left.*last save is kept.*Make room"):
         checkpoint.write_atomically(target, fails)
     assert target.read_text(encoding="utf-8") == "old" and os.listdir(tmp_path) == ["x.json"]
+
+
+def test_a_second_ctrl_c_during_a_save_leaves_no_rubbish(tmp_path):
+    def interrupted(file):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write_atomically(tmp_path / "x.pth", interrupted)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_tokenizer_on_another_drive_is_recorded_by_its_whole_path(tmp_path, monkeypatch):
+    def on_windows(path):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr("os.path.relpath", on_windows)
+    path, _ = save(tmp_path)
+    recorded = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["tokenizer"]
+    assert recorded == os.path.abspath(Vocabulary.path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="mounting a tmpfs needs root")

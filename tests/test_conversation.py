@@ -1,15 +1,17 @@
 """A chat with a model: what it is shown, what it remembers, and the commands that a person types."""
 
 import json
+import os
 
 import pytest
 import torch
 
-from evaluation.answers import is_right, read_questions
+from evaluation.answers import is_right, read_questions, replies
 from evaluation.inspection import document_of, show, sides_of
 from inference import terminal
-from inference.chat import COMMANDS, Conversation, adapter_path, changed, obey
+from inference.chat import COMMANDS, Conversation, changed, obey
 from inference.engine import Sampling
+from inference.opening import adapter_path, open_model
 from model.chat import load_tokenizer
 from model.LMConfig import LMConfig
 from model.lora import Adapter, adapted, add_lora, remove_lora
@@ -56,6 +58,20 @@ def test_an_answer_is_remembered_and_greedy_answers_repeat(conversation):
     assert "".join(conversation.ask("你好")) == first
 
 
+def test_thoughts_and_calls_are_shown_and_remembered_as_what_they_are(conversation, monkeypatch, tmp_path):
+    conversation.tokenizer = load_tokenizer()
+    turn = {
+        "role": "assistant",
+        "content": "晴",
+        "reasoning_content": "查",
+        "tool_calls": [{"name": "x", "arguments": {}}],
+    }
+    [chat] = conversation.tokenizer.encode_chats([([turn], ())])
+    monkeypatch.setattr("inference.chat.generate", lambda *_: iter(chat.ids[chat.scored][:-1].tolist()))
+    assert "".join(conversation.ask("天气？")).startswith("<think>\n查\n</think>\n\n晴\n<tool_call>")
+    assert conversation.turns == [{"role": "user", "content": "天气？"}, turn]
+
+
 def test_an_answer_that_is_broken_off_is_remembered_as_far_as_it_came(conversation):
     stream = conversation.ask("你好")
     begun = next(stream)
@@ -99,6 +115,12 @@ def test_commands_change_what_they_say(conversation, tmp_path):
         ("/set temperature -1", "--temperature is -1"),
         ("/set temperature warm", "could not convert"),
         ("/set warmth 1", "there is no setting warmth"),
+        ("/set top_k none", "top_k cannot be none"),
+        ("/set temperature nan", "--temperature is nan"),
+        ("/set repetition_penalty inf", "--repetition_penalty is inf"),
+        ("/set overflow foo", "--overflow is foo.*slide, stop"),
+        ("/set seed 99999999999999999999", "--seed is 99999999999999999999"),
+        ("/set seed -1", "--seed is -1"),
         ("/history many", "give a number"),
         ("/lora nobody", "no adapter nobody"),
         ("/save", "needs a file name"),
@@ -133,6 +155,20 @@ def test_adapters_are_switched_and_off_restores_every_answer(conversation, tmp_p
     assert adapter_path("b", tmp_path).name == "lora_b_32"
     with pytest.raises(FileNotFoundError, match="there: lora_a_32, lora_b_32"):
         adapter_path("c", tmp_path)
+
+
+def test_an_adapter_is_found_by_its_whole_name_and_by_the_width_it_is_for(tmp_path):
+    for name in ("lora_persona_32", "lora_persona_64", "lora_persona_v2_32", "lora_other_32_moe"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert adapter_path("persona_v2", tmp_path).name == "lora_persona_v2_32"
+    assert adapter_path("other", tmp_path).name == "lora_other_32_moe"
+    assert adapter_path("persona", tmp_path, LMConfig(dim=32, n_heads=4, n_kv_heads=2)).name == "lora_persona_32"
+    assert adapter_path("lora_persona_64", tmp_path).name == "lora_persona_64"
+    with pytest.raises(ValueError, match="lora_persona_32 and lora_persona_64"):
+        adapter_path("persona", tmp_path)
+    with pytest.raises(ValueError, match="does not name the adapter's base.*--model"):
+        open_model(None, "other", tmp_path)
 
 
 def test_a_chat_on_the_terminal_answers_obeys_and_ends(conversation, tmp_path, monkeypatch, capsys):
@@ -175,6 +211,19 @@ def test_prompt_files_are_lines_or_jsonl(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"text": "一"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match='with a "prompt"'):
         terminal.read_prompts(str(tmp_path / "b.jsonl"))
+    (tmp_path / "b.jsonl").write_text('{"prompt": null}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match='with a "prompt"'):
+        terminal.read_prompts(str(tmp_path / "b.jsonl"))
+    for name in ("c.txt", "c.jsonl"):  # a line separator inside a line is text
+        (tmp_path / name).write_text('{"prompt": "一\u2028二"}\n', encoding="utf-8")
+    assert terminal.read_prompts(str(tmp_path / "c.jsonl")) == ["一\u2028二"]
+    assert len(terminal.read_prompts(str(tmp_path / "c.txt"))) == 1
+
+
+def test_a_system_prompt_that_is_not_unicode_is_told(conversation):
+    conversation.system = os.fsdecode(b"\xff")  # as the command line brings it
+    with pytest.raises(ValueError, match="not valid Unicode"):
+        conversation.prompt("你好")
 
 
 def test_settings_keep_their_types():
@@ -213,6 +262,26 @@ def test_a_document_of_a_bin_is_shown(tokenizer, tmp_path):
 def test_what_counts_as_right(tmp_path):
     assert is_right({"accept": ["巴黎。"]}, " 巴黎。\n") and not is_right({"accept": ["巴黎。"]}, "巴黎。罗马。")
     assert is_right({"contain": "小河"}, "我叫小河。") and not is_right({"contain": "小河"}, "我是助手。")
-    (tmp_path / "q.jsonl").write_text('{"prompt": "一", "accept": ["甲"]}\n{"prompt": "二"}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="q.jsonl:2"):
-        read_questions(tmp_path / "q.jsonl")
+    good = '{"prompt": "一\u2028", "accept": ["甲"]}'
+    for bad in (
+        {"accept": 5},
+        {"accept": "甲乙"},
+        {"accept": []},
+        {"accept": [5]},
+        {"contain": 5},
+        {"contain": ""},
+        {},
+    ):
+        line = json.dumps({"prompt": "二", **bad})
+        (tmp_path / "q.jsonl").write_text(f"\ufeff{good}\n{line}\n", encoding="utf-8")
+        with pytest.raises(ValueError, match="q.jsonl:2 "):
+            read_questions(tmp_path / "q.jsonl")
+    (tmp_path / "q.jsonl").write_text(f"\ufeff{good}\n", encoding="utf-8")
+    assert read_questions(tmp_path / "q.jsonl") == [{"prompt": "一\u2028", "accept": ["甲"]}]
+
+
+def test_a_question_that_is_too_long_is_answered_wrong_and_the_others_are_asked(conversation, capsys):
+    questions = [{"prompt": "很" * 300, "contain": ""}, {"prompt": "你好", "contain": ""}]
+    answered = list(replies(conversation, questions))
+    assert answered[0] is None and isinstance(answered[1], str) and not is_right(questions[0], None)
+    assert "shorten it" in capsys.readouterr().out

@@ -132,6 +132,7 @@ def test_an_expression_in_a_history_is_never_run(tmp_path):
 
 # ---- preferences ---------------------------------------------------------------------------------------------------
 WORSE = "走开。"
+LAST = {"role": "assistant", "content": WORSE}
 PAIR = {"conversations": [ONE[0]], "chosen": A, "rejected": WORSE}
 
 
@@ -181,6 +182,43 @@ def test_pairs_that_cannot_be_used_say_why(record, reason):
     assert pair_of(record)[:2] == (None, reason)
 
 
+SYSTEM = {"role": "system", "content": "简短"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": [SYSTEM, ONE[0]], "chosen": [SYSTEM, *ONE], "rejected": [SYSTEM, ONE[0], LAST]},
+        {"prompt": [SYSTEM, ONE[0]], "chosen": ONE, "rejected": [ONE[0], LAST]},
+        {"prompt": [SYSTEM, ONE[0]], "chosen": [ONE[1]], "rejected": [LAST]},
+        {"system": "简短", "prompt": [ONE[0]], "chosen": ONE, "rejected": [ONE[0], LAST]},
+        {"system": "简短", "prompt": [ONE[0]], "chosen": A, "rejected": WORSE},
+        {"system": "简短", "chosen": ONE, "rejected": [ONE[0], LAST]},
+        {"system": "简短", "prompt": Q, "chosen": [ONE[1]], "rejected": [LAST]},
+        {"system": "别的", "conversations": [SYSTEM, ONE[0]], "chosen": A, "rejected": WORSE},
+    ],
+    ids=lambda r: json.dumps(r, ensure_ascii=False)[:60],
+)
+def test_the_prompt_of_a_pair_is_there_once_with_its_system_prompt(record):
+    assert pair_of(record)[:2] == ({**PAIR, "conversations": [SYSTEM, ONE[0]]}, None)
+
+
+@pytest.mark.parametrize(
+    "side",
+    [
+        {"from": "gpt", "value": A, "reasoning_content": "想"},
+        [{"role": "assistant", "content": A, "reasoning_content": "想"}],
+        [{"role": "assistant", "content": A, "tool_calls": [{"name": "x", "arguments": {}}]}],
+        {"from": "function_call", "value": '{"name": "x", "arguments": {}}'},
+    ],
+    ids=lambda s: json.dumps(s, ensure_ascii=False)[:60],
+)
+def test_an_answer_that_a_pair_cannot_hold_is_counted_and_not_cut(side):
+    other = [LAST] if isinstance(side, list) else WORSE
+    for sides in ({"chosen": side, "rejected": other}, {"chosen": other, "rejected": side}):
+        assert pair_of({"prompt": Q, **sides})[:2] == (None, "answer with reasoning or calls")
+
+
 def test_the_one_form_is_read_back_as_it_is():
     for record in ({"conversations": [*EARLIER, *ONE], "tools": [{"name": "x"}]}, {"conversations": ONE}):
         assert conversation_of(record) == (record, None, [])
@@ -218,12 +256,33 @@ def test_every_line_is_written_or_counted(tmp_path):
     assert written + sum(drops.counts.values()) == len(records) and written == 5
 
 
+def test_a_full_disk_is_named_and_keeps_what_was_there(tmp_path, small_files):
+    file = write(tmp_path / "a.jsonl", numbered(50))
+    output = write(tmp_path / "o.jsonl", [{"old": 1}])
+    with small_files(500), pytest.raises(OSError, match=r"no room for .*o\.jsonl: [\d,]+ bytes are free.*--output"):
+        clean("sft", [([file], None)], output, Filters())
+    assert read(output) == [{"old": 1}] and len(list(tmp_path.iterdir())) == 2
+
+
 def test_filters_leave_out_what_they_name(tmp_path):
     records = [{"q": "hello there", "a": "hello"}, {"q": Q, "a": A}, {"q": Q, "a": "很" * 50}, {"q": "一", "a": "二"}]
     file = write(tmp_path / "a.jsonl", records)
     filters = Filters(min_chinese=0.5, min_tokens=3, max_tokens=30, count_tokens=lambda texts: sum(map(len, texts)))
     _, drops, _, _ = clean("sft", [([file], None)], tmp_path / "o.jsonl", filters)
     assert drops.counts == {"less than 50% Chinese": 1, "under 3 tokens": 1, "over 30 tokens": 1}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "x", "arguments": {"y": "z" * 40}}]}
+    thought = {"role": "assistant", "content": A, "reasoning_content": "想" * 40}
+    records = [
+        {"conversations": [ONE[0], call, {"role": "tool", "content": "晴"}, ONE[1]]},
+        {"conversations": [ONE[0], thought]},
+        {"conversations": ONE, "tools": [{"name": "x" * 40}]},
+        {"conversations": ONE},
+    ]
+    file = write(tmp_path / "b.jsonl", records)
+    written, drops, _, _ = clean(
+        "sft", [([file], None)], tmp_path / "o.jsonl", Filters(0, None, 30, filters.count_tokens)
+    )
+    assert written == 1 and drops.counts == {"over 30 tokens": 3}
     assert chinese_share("12 你好 ab") == 0.5 and chinese_share("12!") == 1.0
 
 
@@ -265,6 +324,17 @@ def test_a_record_is_found_by_its_number(tmp_path):
     assert record_at(file, 0) == {"conversations": ONE} and record_at(file, 1) == PAIR
     with pytest.raises(ValueError, match="2 usable records"):
         record_at(file, 2)
+
+
+def test_a_pair_of_many_turns_is_a_pair_and_no_conversation(tmp_path):
+    long = {"conversations": [*EARLIER, ONE[0]], "chosen": A, "rejected": WORSE}
+    asked = {"prompt": Q, "response": A, "response_chosen": A, "response_rejected": WORSE, "question": Q}
+    file = write(tmp_path / "a.jsonl", [long])
+    assert record_at(file, 0) == long
+    for record in (long, asked):
+        assert conversation_of(record)[:2] == (None, "a preference pair, not a conversation")
+    merged = {"conversations": ONE, "chosen": None, "rejected": None}  # a table that has both kinds
+    assert conversation_of(merged)[:2] == ({"conversations": ONE}, None)
 
 
 def test_seen_tells_apart_what_differs_in_tools():

@@ -132,6 +132,18 @@ def test_a_validation_part_of_an_earlier_run_is_removed(tmp_path, corpus, tokeni
     assert names(tmp_path) == ["p.bin", "p.json", "raw"]
 
 
+def test_inspect_reads_a_bin_with_the_tokenizer_it_was_made_with(tmp_path, corpus, tokenizer_dir, capsys):
+    run(tokenizer_dir, corpus, tmp_path / "p.bin", "--val_fraction", 0)
+    capsys.readouterr()
+    data_process.main(["inspect", str(tmp_path / "p.bin"), "1"])
+    tokens = [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines() if " bytes " not in line]
+    own, first = load_tokenizer(str(tokenizer_dir)), documents(tmp_path / "p.bin", tokenizer_dir)[1]
+    whole = [own.decode([i]) for i in first if "\ufffd" not in own.decode([i])]
+    assert len(whole) > 20 and set(map(repr, whole)) <= set(tokens)
+    with pytest.raises(ValueError, match="made with another tokenizer"):
+        data_process.main(["inspect", str(tmp_path / "p.bin"), "--tokenizer", "model/minimind_tokenizer"])
+
+
 # --- what a person can get wrong --------------------------------------------------------------------------------------
 
 
@@ -169,6 +181,21 @@ def test_a_wrong_flag_is_told_before_anything_is_written(tmp_path, corpus, token
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(tokenizer_dir, corpus, tmp_path / "p.bin", *more)
     assert names(tmp_path) == ["raw"]
+
+
+@pytest.mark.parametrize("seed", ["99999999999999999999", "-1", "x"])
+def test_a_seed_that_no_generator_takes_is_told(tmp_path, corpus, tokenizer_dir, capsys, seed):
+    with pytest.raises(SystemExit):
+        run(tokenizer_dir, corpus, tmp_path / "p.bin", "--seed", seed)
+    assert f"argument --seed: {seed} is not a whole number" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_read_enough_ends_the_script_quietly(tmp_path, corpus, tokenizer_dir):
+    run(tokenizer_dir, corpus, tmp_path / "p.bin")
+    words = [sys.executable, "data_process.py", "inspect", str(tmp_path / "p.bin")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1
 
 
 def test_the_script_prints_one_line_and_exits_with_1(tmp_path):

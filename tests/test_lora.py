@@ -170,6 +170,45 @@ def test_another_shape_no_file_and_a_broken_file_are_told_and_leave_the_base(tmp
     assert config["peft_type"] == "LORA" and config["base_model_name_or_path"] == "base.pth"
 
 
+@torch.no_grad()
+def test_an_adapter_is_put_on_the_base_it_was_trained_on_and_on_no_other(tmp_path):
+    _, path = saved(tmp_path)
+    folder = adapter_folder(path)
+    merged, _ = load_model(path)
+    before = merged(IDS).logits
+    with pytest.raises(
+        ValueError, match=r"lora_sft_32 was trained on base\.pth \(weights \w{16}\), .*\bx\.pth has \w{16}"
+    ):
+        load_adapter(merged, folder, "x.pth")  # it contains the adapter already
+    assert torch.equal(merged(IDS).logits, before)
+    retrained = transformer()
+    retrained.norm.weight += 1
+    with pytest.raises(ValueError, match="was trained on"):
+        load_adapter(retrained, folder)
+
+
+@torch.no_grad()
+def test_an_adapter_that_cannot_be_put_on_leaves_the_one_that_is(tmp_path):
+    model, path = saved(tmp_path)
+    before = model(IDS).logits
+    weights = adapter_folder(path) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match="not a LoRA adapter"):
+        load_adapter(model, adapter_folder(path))
+    assert torch.equal(model(IDS).logits, before) and adapted(model)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"use_dora": True}, {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}]
+)
+def test_a_kind_of_adapter_that_is_not_read_is_named(tmp_path, setting):
+    _, path = saved(tmp_path)
+    file = adapter_folder(path) / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | setting), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"lora_sft_32 uses {next(iter(setting))}, which"):
+        load_adapter(transformer(), adapter_folder(path))
+
+
 # ---- names and layout ----------------------------------------------------------------------------------------------
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))

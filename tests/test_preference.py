@@ -227,9 +227,23 @@ def test_the_reference_is_computed_once_and_belongs_to_its_weights_and_data(toke
     assert (batch.labels != IGNORE).sum() > batch.units  # or nothing was scored
 
 
+def test_a_gpu_that_is_too_small_for_the_reference_is_told_with_the_flag_that_helps(tokenizer, dataset, tmp_path):
+    model = transformer(tokenizer, 1)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(full)
+    with pytest.raises(MemoryError, match="cpu is too small for --batch_size 3"):
+        reference_log_probs(model, dataset, CPU, 3, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("beta", 0), ("beta", -1), ("label_smoothing", 0.5), ("rank", 0), ("lora_dropout", 1), ("doc_mask", False)],
+    [
+        *[("beta", 0), ("beta", -1), ("label_smoothing", 0.5), ("rank", 0), ("lora_dropout", 1), ("doc_mask", False)],
+        *[("beta", math.inf), ("alpha", math.nan), ("gamma", math.nan), ("targets", " "), ("loss", "dpo")],
+    ],
 )
 def test_impossible_preferences_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"--{field} "):

@@ -13,7 +13,7 @@ import torch
 from model.LMConfig import LMConfig
 from model.model import Transformer
 from trainer import args, runtime
-from trainer.config import FREE, SFTConfig, TrainConfig, changed_settings
+from trainer.config import FREE, PreferenceConfig, SFTConfig, TrainConfig, changed_settings
 from trainer.flops import flops_per_token, peak_flops
 from trainer.metrics import Log, duration, start_wandb, training_line
 from trainer.runtime import Runtime, choose_compile, choose_device, choose_dtype, seed_step
@@ -76,6 +76,10 @@ def test_help_names_every_default():
     ("field", "value"),
     [
         ("epochs", 0),
+        ("weight_decay", math.nan),
+        ("learning_rate", math.inf),
+        ("seed", 10**20),
+        ("schedule", "steps"),
         ("batch_size", 0),
         ("max_steps", 0),
         ("learning_rate", 0.0),
@@ -86,6 +90,30 @@ def test_help_names_every_default():
 def test_impossible_settings_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"--{field} is {value}"):
         TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"loss": "ipo", "label_smoothing": 0.1}, "--label_smoothing 0.1 has no effect with --loss ipo"),
+        ({"loss": "simpo", "length_normalised": True}, "--length_normalised True has no effect with --loss simpo"),
+        ({"loss": "sigmoid", "gamma": 0.5}, "--gamma 0.5 has no effect with --loss sigmoid"),
+        ({"rank": 16}, "--rank 16 has no effect without --use_lora"),
+        ({"targets": "wq", "rslora": True}, "--targets wq, --rslora True has no effect without --use_lora"),
+    ],
+    ids=str,
+)
+def test_a_flag_of_another_loss_or_mode_is_refused_and_not_ignored(settings, words):
+    with pytest.raises(ValueError, match=words):
+        PreferenceConfig(**settings)
+
+
+def test_flags_of_their_own_loss_and_mode_are_taken():
+    PreferenceConfig(loss="simpo", gamma=0.5, beta=3.0)
+    PreferenceConfig(use_lora=True, rank=16, label_smoothing=0.1, length_normalised=True)
+    SFTConfig(replay=0.1, replay_path="x.bin")
+    with pytest.raises(ValueError, match="--replay_path x.bin has no effect without --replay"):
+        SFTConfig(replay_path="x.bin")
 
 
 def test_what_is_free_to_change_is_a_setting_and_the_rest_is_compared():

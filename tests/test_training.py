@@ -216,6 +216,22 @@ def test_fresh_starts_over(tmp_path, capsys):
     assert all(torch.equal(first[k], again[k]) for k in first)
 
 
+def test_a_fresh_run_that_is_killed_before_it_saves_is_not_continued_as_the_old_one(tmp_path, monkeypatch):
+    train(tmp_path, max_steps=4)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "step", killed)  # before its first step the old run is whole
+        train(tmp_path, max_steps=4, fresh=True)
+    assert load_file(tmp_path / "pretrain_32_resume.pth")["progress"]["step"] == 4
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "save", killed)
+        train(tmp_path, max_steps=4, fresh=True)
+    assert not (tmp_path / "pretrain_32_resume.pth").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -254,6 +270,19 @@ def test_a_non_finite_loss_stops_before_the_weights_move_and_names_the_rows(tmp_
     assert "step 6" in str(error.value) and str(seen[11][0]) in str(error.value) and "is kept" in str(error.value)
     kept, about = load_model(tmp_path / "pretrain_32.pth")
     assert about["step"] == 4 and all(p.isfinite().all() for p in kept.parameters())
+
+
+def test_a_gpu_that_is_too_small_for_a_validation_is_told_with_the_flag_that_helps(tmp_path):
+    def full(model, batch):
+        if not model.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return language_model_loss(model, batch)
+
+    rows = Rows()
+    data = Data(rows, np.arange(40), rows, np.arange(40, 60))
+    with pytest.raises(MemoryError, match="cpu is too small for --batch_size 8"):
+        fit(Transformer(LMConfig(**SHAPE)), CPU, settings(tmp_path), "pretrain", ByteVocabulary(), data, full)
+    assert (tmp_path / "pretrain_32.pth").is_file()  # saved before
 
 
 def test_a_non_finite_gradient_stops_too(tmp_path):
@@ -327,6 +356,21 @@ def test_the_description_says_what_the_checkpoint_is(tmp_path):
     assert about["tokens"] == sum(
         json.loads(line)["tokens"] for line in list(open(tmp_path / "pretrain_32.jsonl"))[-1:]
     )
+
+
+def test_an_interim_description_says_when_its_validation_loss_was_measured(tmp_path):
+    seen = []
+
+    def noting(path, model, description):
+        seen.append({k: description.get(k) for k in ("step", "val_loss", "val_step")})
+        checkpoint.save_weights(path, model, description)
+
+    rows = Rows()
+    data = Data(rows, np.arange(40), rows, np.arange(40, 60))
+    cfg = settings(tmp_path, max_steps=6, save_interval=2, eval_interval=4)
+    fit(Transformer(LMConfig(**SHAPE)), CPU, cfg, "pretrain", ByteVocabulary(), data, save_weights=noting)
+    assert [(s["step"], s["val_step"]) for s in seen] == [(2, None), (4, None), (6, 4), (6, 6)]
+    assert seen[0]["val_loss"] is None and seen[2]["val_loss"] != seen[3]["val_loss"]
 
 
 def test_a_worker_changes_nothing(tmp_path):

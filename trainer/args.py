@@ -7,6 +7,7 @@ A field made with `knob` is the flag, its help and its record in the checkpoint.
 import argparse
 import dataclasses
 import io
+import os
 import sys
 import types
 import typing
@@ -30,6 +31,13 @@ def parse_bool(text):
     if lowered in ("false", "no", "off", "0"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is not a yes or no; write true or false")
+
+
+def parse_seed(text):
+    """A whole number that every random generator here takes."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2^63 - 1")
+    return int(text)
 
 
 def add_flag(parser, name, **kwargs):
@@ -90,7 +98,12 @@ def run(main, argv=None):
         if isinstance(stream, io.TextIOWrapper):  # a console without Chinese shows escapes instead of failing
             stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(main(argv))
+        code = main(argv)
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:  # `… | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would complain at its end
+        sys.exit(1)
     except USER_ERRORS as error:
         if "--debug" in argv:
             raise

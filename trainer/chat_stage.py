@@ -7,21 +7,25 @@ import numpy as np
 from safetensors.torch import save as to_safetensors
 
 from model.dataset import Mixed, PretrainDataset, SFTDataset, split_rows
-from model.lora import adapted, merged_state, peft_config, peft_tensors
+from model.files import code_digest, digest_of, input_digest
+from model.lora import BASE_WEIGHTS, adapted, merged_state, peft_config, peft_tensors, weights_fingerprint
 from trainer import checkpoint
 from trainer.run import Data
 
+CLEANING = Path(__file__).parent.parent / "cleaning"  # edited, it may make other records of the same files
 
-def start_from(cfg, stages, runtime):
+
+def start_from(cfg, stages, runtime, **overrides):
     """The model a stage begins with → (Transformer, ChatTokenizer); cfg.init_from then names its file.
 
     Args:
         cfg: a ChatConfig; init_from, tokenizer and max_seq_len may be unset.
         stages: without init_from, the newest checkpoint of the first of these that has one.
+        overrides: LMConfig fields that change no tensor.
     """
     cfg.init_from = str(cfg.init_from or checkpoint.latest_stage(cfg.out_dir, stages))
     longer = {"max_seq_len": cfg.max_seq_len} if cfg.max_seq_len else {}
-    model, tokenizer, about = checkpoint.open_checkpoint(cfg.init_from, "cpu", cfg.tokenizer, **longer)
+    model, tokenizer, about = checkpoint.open_checkpoint(cfg.init_from, "cpu", cfg.tokenizer, **longer, **overrides)
     runtime.say(f"from      {cfg.init_from} ({about.get('stage', 'no description beside it')})")
     return model, tokenizer
 
@@ -43,7 +47,8 @@ def save_adapter(cfg, path, model, description):
     """The save_weights of a LoRA run: the adapter in PEFT's format in <path without .pth>/, then the merged .pth."""
     folder = adapter_folder(path)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = to_safetensors(peft_tensors(model), metadata={"format": "pt"})
+    metadata = {"format": "pt", BASE_WEIGHTS: weights_fingerprint(model)}
+    tensors = to_safetensors(peft_tensors(model), metadata=metadata)
     checkpoint.write_atomically(folder / "adapter_model.safetensors", lambda f: f.write(tensors))
     checkpoint.save_json(folder / "adapter_config.json", peft_config(cfg, model, cfg.init_from))
     lora = {"base": cfg.init_from, "rank": cfg.rank, "alpha": cfg.alpha, "layers": len(adapted(model))}
@@ -61,7 +66,10 @@ def load_conversations(cfg, T, tokenizer, runtime, clean):
     data = split(SFTDataset(prepared("sft", cfg, clean), T, tokenizer, cache), cfg, runtime)
     if cfg.replay:
         data, count = replayed(data, PretrainDataset(cfg.replay_path, T, tokenizer, cache), cfg.replay, cfg.seed)
-        runtime.say(f"replay    {count:,} rows of {cfg.replay_path}")
+        reached = count / len(data.train_rows)
+        missed = reached < cfg.replay - 0.01  # rounding to whole rows aside
+        short = f": {reached:.0%} of all, {cfg.replay:.0%} asked for, which is all there are" if missed else ""
+        runtime.say(f"replay    {count:,} rows of {cfg.replay_path}{short}")
     return data
 
 
@@ -90,9 +98,8 @@ def prepared(kind, cfg, clean):
     path = Path(cfg.data_path)
     if not path.exists():
         raise FileNotFoundError(f"no data at {path}; make it with: python data_process.py {kind} --output {path}")
-    files = [path, *path.glob("**/*")] if path.is_dir() else [path]
-    changed = max(f.stat().st_mtime_ns for f in files)
-    file = Path(cfg.out_dir, "cache", f"{path.stem}_{kind}_{changed}.jsonl")
+    made_from = digest_of([input_digest(path), code_digest(CLEANING)])
+    file = Path(cfg.out_dir, "cache", f"{path.stem}_{kind}_{made_from}.jsonl")
     if not file.is_file():
         clean(kind, path, file)
     return file

@@ -6,13 +6,11 @@ out/<stage>_<dim>[_moe].pth   the weights: a plain state dict in fp32 under Mini
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import pickle
 import platform
 import re
-import shutil
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 import torch
 
 from model.chat import load_tokenizer
+from model.files import write_atomically
 from model.LMConfig import LMConfig
 from model.model import Transformer
 from trainer.runtime import machine
@@ -58,27 +57,6 @@ def prepare_out_dir(out_dir):
         raise OSError(f"cannot write to out_dir {out_dir}: {error.strerror}; choose another with --out_dir") from error
 
 
-def write_atomically(path, write):
-    """Calls write(file) on a temporary file beside `path`, then puts it in place; on failure `path` stays as it was."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError of its zip writer
-        needed = temporary.stat().st_size if temporary.exists() else 0
-        temporary.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
-        kept = f"{path.name} of the last save is kept" if path.exists() else "nothing was overwritten"
-        raise OSError(
-            f"could not write {path}: {error} ({needed / 1e6:.1f} MB written, {free / 1e6:.1f} MB free); {kept}. "
-            "Make room, or choose another --out_dir, and run the same command again"
-        ) from error
-
-
 def save_json(path, value):
     """Writes readable UTF-8 JSON, atomically."""
     text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
@@ -91,10 +69,18 @@ def describe(cfg, stage, tokenizer, **facts):
         "stage": stage,
         "config": dataclasses.asdict(cfg),
         "tokenizer_hash": tokenizer.hash,
-        "tokenizer": os.path.relpath(tokenizer.path),
+        "tokenizer": relative(tokenizer.path),
         **facts,
         **provenance(),
     }
+
+
+def relative(path):
+    """A path as seen from here; whole where that cannot be, because it lies on another drive."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:
+        return os.path.abspath(path)
 
 
 def provenance():
@@ -115,14 +101,6 @@ def save_weights(path, model, description, state=None):
     write_atomically(path, lambda f: torch.save(state, f))
 
 
-def weights_fingerprint(model):
-    """16 hex digits that change when the weights do; the first 1,024 values of each tensor are read."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + tensor.flatten()[:1024].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def load_file(path, device="cpu"):
     """torch.load without pickled code; a missing, cut-off or foreign file is a ValueError with the next step."""
     path = Path(path)
@@ -131,6 +109,8 @@ def load_file(path, device="cpu"):
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        if path.suffix not in (".pth", ".pt"):
+            raise ValueError(f"{path} is not a checkpoint; give a .pth file, such as out/pretrain_512.pth") from error
         reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
         raise ValueError(
             f"{path} is not a whole checkpoint ({path.stat().st_size:,} bytes; it is cut off or something else): "
@@ -145,9 +125,14 @@ def missing_message(path):
     return f"no checkpoint at {path} (there: {', '.join(there) or 'none'}). Make it with: python {STAGES[stage]}"
 
 
+def of_stage(out_dir, stage):
+    """The checkpoints of a stage, without the files that runs continue from."""
+    return [p for p in Path(out_dir).glob(f"{stage}_*.pth") if not p.stem.endswith("_resume")]
+
+
 def newest(out_dir, stages=tuple(STAGES)):
     """The most recently written checkpoint of the given stages; FileNotFoundError if there is none."""
-    found = [p for s in stages for p in Path(out_dir).glob(f"{s}_*.pth") if not p.stem.endswith("_resume")]
+    found = [p for s in stages for p in of_stage(out_dir, s)]
     if not found:
         raise FileNotFoundError(missing_message(Path(out_dir) / f"{stages[0]}_512.pth"))
     return max(found, key=lambda p: p.stat().st_mtime_ns)
@@ -155,7 +140,7 @@ def newest(out_dir, stages=tuple(STAGES)):
 
 def latest_stage(out_dir, stages):
     """The newest checkpoint of the first of `stages` that has any."""
-    return newest(out_dir, [next((s for s in stages if any(Path(out_dir).glob(f"{s}_*.pth"))), stages[0])])
+    return newest(out_dir, [next((s for s in stages if of_stage(out_dir, s)), stages[0])])
 
 
 def infer_config(state):
@@ -195,7 +180,10 @@ def load_model(path, device="cpu", **overrides):
         FileNotFoundError, ValueError: absent, cut off, or tensors that do not fit the config, each with the next step.
     """
     path = Path(path)
-    state = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in load_file(path).items()}
+    stored = load_file(path)
+    if not isinstance(stored, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in stored.items()):
+        raise ValueError(f"{path} holds no weights by name; it is something else than a checkpoint of a model")
+    state = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in stored.items()}
     sidecar = path.with_suffix(".json")
     description = read_description(sidecar) if sidecar.is_file() else {}
     config = description.get("config") or dataclasses.asdict(infer_config(state))

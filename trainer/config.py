@@ -1,9 +1,18 @@
 """Every setting of a training run. One field is the flag, its help and its record in the checkpoint."""
 
+import dataclasses
 from dataclasses import dataclass
 
-from model.LMConfig import knob
+from model.LMConfig import check_knobs, knob
 from model.lora import Adapter
+
+
+def refuse_unused(settings, names, condition):
+    """ValueError for fields that were set although nothing reads them under the condition, a few words."""
+    defaults = {f.name: f.default for f in dataclasses.fields(settings)}
+    typed = [f"--{n} {getattr(settings, n)}" for n in names if getattr(settings, n) != defaults[n]]
+    if typed:
+        raise ValueError(f"{', '.join(typed)} has no effect {condition}; leave it out")
 
 
 @dataclass
@@ -57,9 +66,9 @@ class TrainConfig:
     model_name: str = knob("minimind", "name of the run there")
 
     def __post_init__(self):
+        check_knobs(self)
         at_least = {"epochs": 1, "batch_size": 1, "accumulation_steps": 1, "log_interval": 1, "save_interval": 1}
         at_least |= {
-            "seed": 0,
             "warmup_iters": 0,
             "grad_clip": 0,
             "num_workers": 0,
@@ -100,6 +109,8 @@ class SFTConfig(ChatConfig):
             raise ValueError(
                 f"--replay is {self.replay}, --neftune_alpha {self.neftune_alpha}; need [0, 1), and 0 or more"
             )
+        if not self.replay:
+            refuse_unused(self, ["replay_path"], "without --replay")
 
 
 @dataclass
@@ -137,6 +148,10 @@ class PreferenceConfig(ChatConfig, Adapter):
             raise ValueError(
                 f"--beta is {self.beta}, --label_smoothing {self.label_smoothing}; need above 0, and [0, 0.5)"
             )
+        of_loss = {"label_smoothing": "sigmoid", "length_normalised": "sigmoid", "gamma": "simpo"}
+        refuse_unused(self, [n for n, loss in of_loss.items() if loss != self.loss], f"with --loss {self.loss}")
+        if not self.use_lora:
+            refuse_unused(self, [f.name for f in dataclasses.fields(Adapter)], "without --use_lora")
 
 
 # What may differ between the first start of a run and its continuation without changing what it computes.

@@ -104,14 +104,14 @@ def validate(run):
     totals, facts = [0.0, 0, 0], {}
     run.model.eval()
     for batch in DataLoader(run.data.val, batch_sampler=StepSampler(order, 0, stop), collate_fn=run.data.collate):
-        with runtime.autocast():
+        with runtime.memory_for(cfg.batch_size), runtime.autocast():
             loss, _, _, found = run.loss_fn(run.model, batch.to(runtime.device))
         scored = int(bytes_of[batch.labels[batch.labels != IGNORE]].sum())
         totals = [x + y for x, y in zip(totals, (loss.item(), batch.units, scored))]
         facts = {name: facts.get(name, 0.0) + value.item() for name, value in found.items()}
     run.model.train()
     nats, units, text_bytes, *facts_summed = parallel.summed([*totals, *facts.values()], runtime)
-    run.progress.val_loss = nats / units
+    run.progress.val_loss, run.progress.val_step = nats / units, run.progress.step
     measured = {"val_loss": run.progress.val_loss}
     if not facts:  # a loss over tokens: the same text, counted in what does not depend on the tokenizer
         run.progress.val_bits_per_byte = nats / math.log(2) / max(text_bytes, 1)
@@ -186,11 +186,10 @@ def train(run, model, log, stop):
     meter = Meter(run)
     while progress.step < run.total:
         window = list(itertools.islice(batches, run.order.passes(progress.step)))
-        try:
+        with runtime.memory_for(cfg.batch_size):
             meter.note(*step(run, model, window))
-        except torch.OutOfMemoryError as error:
-            hint = "halve it and double --accumulation_steps: the result is the same"
-            raise MemoryError(f"{runtime.device} is too small for --batch_size {cfg.batch_size}; {hint}") from error
+        if cfg.fresh and progress.step == 1:  # it trains: now the run before is not needed any more
+            run.forget_the_old()
         done = progress.step == run.total
         if progress.step % cfg.log_interval == 0 or done:
             record = meter.record()

@@ -20,6 +20,7 @@ def duration(seconds):
     return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
 
 
+FEW_STEPS = 50  # below, a run is warned about: the weights hardly move
 FACTS = {"margin": "margin {:.2f}", "accuracy": "accuracy {:.1%}", "prefers": "prefers {:.1%}"}  # shown, if measured
 
 
@@ -196,3 +197,8 @@ def describe_run(run):
         f"{run.order.steps_per_epoch:,} steps an epoch, "
         f"{cfg.optimizer}, {cfg.schedule} from {cfg.learning_rate:g}"
     )
+    if run.total < FEW_STEPS and not cfg.max_steps:
+        runtime.say(
+            f"note      {run.total} steps hardly train anything; for more of them lower --batch_size or "
+            "--accumulation_steps, or raise --epochs"
+        )

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainer.runtime import Runtime, choose_device, choose_dtype
 
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it gives up with an error
+VERY_PATIENT = timedelta(days=30)  # the same where they wait for work on data, which may take hours and is no error
 
 
 @contextlib.contextmanager
@@ -41,7 +42,7 @@ def joined(cfg):
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     well = False
     try:
-        yield Runtime(device, dtype, rank, world)
+        yield Runtime(device, dtype, rank, world, dist.new_group(backend="gloo", timeout=VERY_PATIENT))
         well = True
     finally:
         if well or device.type != "cuda":  # after an error NCCL would wait for the others, which wait for this rank
@@ -67,20 +68,30 @@ def summed(values, runtime):
     return total.tolist()
 
 
-def wait_for_all(runtime):
-    """Returns when every rank is here."""
+def added_up(table, runtime):
+    """A tensor on the host to which each rank contributed, 0 elsewhere → the whole, on every rank."""
     if runtime.world > 1:
-        dist.barrier()
+        dist.all_reduce(table, group=runtime.patient)
+    return table
 
 
 @contextlib.contextmanager
 def main_first(runtime):
-    """The main rank goes through the body first, so that the others find what it left on disk."""
-    if not runtime.is_main:
-        wait_for_all(runtime)
-    yield
-    if runtime.is_main:
-        wait_for_all(runtime)
+    """The main rank goes through the body first, so that the others find what it left on disk.
+
+    However long that takes, they wait. If it fails there, they leave without a word: the main rank has told why.
+    """
+    well = torch.zeros(1)
+    if runtime.world > 1 and not runtime.is_main:
+        dist.broadcast(well, src=0, group=runtime.patient)
+        if not well:
+            raise SystemExit(1)
+    try:
+        yield
+        well += 1
+    finally:
+        if runtime.world > 1 and runtime.is_main:
+            dist.broadcast(well, src=0, group=runtime.patient)
 
 
 def no_sync(model, skip):

@@ -3,6 +3,8 @@
 Shapes: N pairs; row 0 of a (2, N) tensor is the chosen answer, row 1 the rejected one. Log-probs are in nats.
 """
 
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,11 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from model.batch import collate_pairs
+from model.chat_data import chunks
 from model.cross_entropy import IGNORE
-from trainer import checkpoint
+from model.files import save_array
+from model.lora import weights_fingerprint
+from trainer import parallel
 from trainer.losses import Losses
 
 REFERENCE_FREE = ("simpo", "orpo")
@@ -135,32 +140,55 @@ def reference_log_probs(model, dataset, runtime, batch_size, cache_dir):
     Args:
         model: the reference, which is the policy before its first step.
         dataset: a DPODataset.
+        runtime: of this rank; each scores its share of the rows, and every rank must call this.
         batch_size: pair rows at once.
         cache_dir: where the table is kept; its name tells the weights, the data and the number format.
     Returns:
         (rows, 2, M) float32, memory-mapped.
     """
     dtype = str(runtime.dtype).removeprefix("torch.")
-    name = f"reference_{checkpoint.weights_fingerprint(model)}_{dataset.fingerprint}_{dataset.T}_{dtype}.npy"
-    file = Path(cache_dir, name)
-    if not file.is_file():
-        loader = DataLoader(dataset, batch_size, collate_fn=collate_pairs)
+    file = Path(cache_dir, f"reference_{weights_fingerprint(model)}_{dataset.key}_{dtype}.npy")
+    if any(parallel.summed([not file.is_file()], runtime)):  # one answer for all ranks, whatever each of them sees
         runtime.say(f"reference {len(dataset):,} rows of pairs are scored once, then kept in {file}")
-        was_training, tables = model.training, []
-        model.to(runtime.device).eval()
-        for batch in progress(loader, "reference"):
-            batch = batch.to(runtime.device)
-            with runtime.autocast():
-                logits = model(batch.ids, docs=batch.docs).logits
-            sums, _ = log_probs(logits, batch.labels, batch.docs, dataset.most_pairs)  # (2 B, M)
-            tables.append(sums.view(2, -1, dataset.most_pairs).transpose(0, 1).cpu().numpy())
-        model.train(was_training)
-        checkpoint.write_atomically(file, lambda f: np.save(f, np.concatenate(tables)))
+        table = parallel.added_up(score_rows(model, dataset, runtime, batch_size), runtime)
+        with parallel.main_first(runtime):
+            if runtime.is_main:
+                save_array(file, table.numpy())
     return np.load(file, mmap_mode="r")
 
 
-def progress(loader, label):
-    """A bar on a terminal; elsewhere nothing, because the line before has said what takes time."""
+def score_rows(model, dataset, runtime, batch_size):
+    """(rows, 2, M) float32 log-probs of this rank's rows of a DPODataset, every world-th; 0 for those of the others."""
+    table = torch.zeros(len(dataset), 2, dataset.most_pairs)
+    own = range(runtime.rank, len(dataset), runtime.world)
+    loader = DataLoader(dataset, batch_sampler=list(chunks(own, batch_size)), collate_fn=collate_pairs)
+    was_training = model.training
+    model.to(runtime.device).eval()
+    for batch in progress(loader, runtime):
+        rows = batch.rows
+        batch = batch.to(runtime.device)
+        with runtime.memory_for(batch_size), runtime.autocast():
+            logits = model(batch.ids, docs=batch.docs).logits
+        sums, _ = log_probs(logits, batch.labels, batch.docs, dataset.most_pairs)  # (2 B, M)
+        table[rows] = sums.view(2, -1, dataset.most_pairs).transpose(0, 1).cpu()
+    model.train(was_training)
+    return table
+
+
+def progress(loader, runtime):
+    """A bar on a terminal, elsewhere a line every minute; on the main rank."""
     from tqdm import tqdm
 
-    return tqdm(loader, desc=label, disable=None)
+    if sys.stderr.isatty():
+        return tqdm(loader, desc="reference", disable=not runtime.is_main)
+    return lines_of_progress(loader, runtime)
+
+
+def lines_of_progress(loader, runtime):
+    """Yields the batches of `loader`; says every minute how many have been scored."""
+    told = time.monotonic()
+    for number, batch in enumerate(loader):
+        if time.monotonic() - told > 60:
+            told = time.monotonic()
+            runtime.say(f"reference {number / len(loader):.0%} scored")
+        yield batch

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from model.batch import collate
+from model.lora import weights_fingerprint
 from trainer import checkpoint, parallel
 from trainer.config import changed_settings
 from trainer.flops import peak_flops
@@ -38,13 +39,14 @@ class Data:
 
 @dataclass
 class Progress:
-    """Where a run is; all of it goes into the resume file."""
+    """Where a run is; all of it goes into the resume file. The val_ values were measured at val_step."""
 
     step: int = 0
     tokens: int = 0
     skipped: int = 0
     train_loss: float = math.nan
     val_loss: float = math.nan
+    val_step: int | None = None
     val_bits_per_byte: float = math.nan
     val_facts: dict = field(default_factory=dict)
 
@@ -56,7 +58,7 @@ class Run:
         self.runtime, self.cfg, self.stage, self.tokenizer, self.data = runtime, cfg, stage, tokenizer, data
         self.loss_fn, self.save_weights, self.model = loss_fn, save_weights, model.to(runtime.device)
         self.path = checkpoint.checkpoint_path(cfg.out_dir, stage, model.cfg)
-        self.initial = checkpoint.weights_fingerprint(model) if cfg.init_from else None
+        self.initial = weights_fingerprint(model) if cfg.init_from else None
         self.optimizers = make_optimizers(model, cfg)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
         self.order = RowOrder(
@@ -99,12 +101,18 @@ class Run:
             "scaler": self.scaler.state_dict(),
         }
         checkpoint.write_atomically(checkpoint.resume_path(self.path), lambda f: torch.save(state, f))
-        facts = {k: v for k, v in dataclasses.asdict(self.progress).items() if v == v and v != {}}  # NaN: not measured
+        known = dataclasses.asdict(self.progress).items()
+        facts = {k: v for k, v in known if v == v and v not in ({}, None)}  # NaN, {}, None: not measured
         facts |= facts.pop("val_facts", {})
         facts |= {"total_steps": self.total, "seed": self.cfg.seed, "settings": dataclasses.asdict(self.cfg)}
         facts |= {"dtype": self.identity()["dtype"], "world_size": self.runtime.world}
         description = checkpoint.describe(self.model.cfg, self.stage, self.tokenizer, **facts)
         self.save_weights(self.path, self.model, description)
+
+    def forget_the_old(self):
+        """Removes the resume file that --fresh passed over: after a kill it would be continued in this run's place."""
+        if self.runtime.is_main:
+            checkpoint.resume_path(self.path).unlink(missing_ok=True)
 
     def resume(self):
         """Continues an unfinished run of the same settings if there is one; ValueError names what differs."""

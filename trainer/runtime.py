@@ -30,12 +30,14 @@ class Runtime:
     Attributes:
         device, dtype: where and in which format matrix products run; weights stay fp32.
         rank, world: this process's number and how many there are.
+        patient: process group on the hosts in which ranks wait for each other for days; None in a run of one.
     """
 
     device: torch.device
     dtype: torch.dtype
     rank: int = 0
     world: int = 1
+    patient: object = None
 
     @property
     def is_main(self):
@@ -47,6 +49,15 @@ class Runtime:
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
+
+    @contextlib.contextmanager
+    def memory_for(self, batch_size):
+        """A context in which a device without enough memory is told with the flags that help."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            hint = "halve it and double --accumulation_steps: the result is the same"
+            raise MemoryError(f"{self.device} is too small for --batch_size {batch_size}; {hint}") from error
 
     def say(self, *parts):
         """Prints on the main rank, at once, so that a log file is never behind."""
