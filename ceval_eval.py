@@ -22,10 +22,8 @@ from evaluation.comparison import compare, write_samples
 from evaluation.exams import read_exam
 from evaluation.multiple_choice import SCORINGS, STANDARD_INSTRUCTIONS, Prompts, score_exam
 from evaluation.reader import open_reader
-from inference.chat import adapter_path
-from model.lora import load_adapter
 from trainer import args
-from trainer.checkpoint import is_chat_stage, newest, prepare_out_dir, provenance
+from trainer.checkpoint import is_chat_stage, prepare_out_dir, provenance
 from trainer.runtime import choose_device, has_bf16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -93,8 +91,8 @@ def take(typed, exam, path, folder):
     device, dtype = choose_device(typed.device), DTYPES[typed.dtype]
     if dtype == torch.bfloat16 and not has_bf16(device):
         raise ValueError(f"--dtype bfloat16: {device} has no bf16 units; use float32")
-    put_on = (lambda m: load_adapter(m, adapter_path(typed.lora, typed.out_dir))) if typed.lora else None
-    reader, tokenizer, about = open_reader(path, device, dtype, typed.tokenizer, put_on)
+    opened = open_reader(path, device, dtype, typed.tokenizer, typed.lora, typed.out_dir)
+    reader, tokenizer, about, path = opened
     prompts = prompts_for(typed, exam, about["stage"])
     style = {kind: "chat" if p.chat else "plain" for kind, p in prompts.items()}
     how = ", ".join(f"{kind} in {words} prompts" for kind, words in style.items())
@@ -126,7 +124,7 @@ def main(argv=None):
     exam = read_exam(typed.data_dir, typed.split)
     if exam.problems:
         print("\n".join(["problems in the exam's files:", *exam.report()]))
-    models = typed.compare or [typed.model or newest(typed.out_dir)]
+    models = typed.compare or [typed.model]
     if not typed.compare:
         take(typed, exam, models[0], typed.results_dir)
         return

@@ -16,14 +16,14 @@ Every export is loaded again and compared; one that computes something else is a
 
 from pathlib import Path
 
-from inference.chat import adapter_path
 from inference.export import save_hugging_face
 from inference.gguf_file import TYPES, save_gguf
 from inference.imports import import_folder, import_v1
 from inference.model_card import model_card, modelfile
-from model.lora import load_adapter, merged_state, remove_lora
+from inference.opening import open_model
+from model.lora import merged_state, remove_lora
 from trainer import args
-from trainer.checkpoint import describe, newest, open_checkpoint, save_weights, write_atomically
+from trainer.checkpoint import describe, save_weights, write_atomically
 
 
 def parse(argv):
@@ -57,10 +57,8 @@ def source(typed):
         path = Path(typed.import_from)
         model, tokenizer = import_folder(path) if path.is_dir() else import_v1(path, typed.tokenizer)
         return model, tokenizer, {"stage": "pretrain"}, path
-    path = Path(typed.model) if typed.model else newest(typed.out_dir)
-    model, tokenizer, about = open_checkpoint(path, tokenizer_dir=typed.tokenizer)
-    if typed.lora:
-        load_adapter(model, adapter_path(typed.lora, typed.out_dir))
+    model, tokenizer, about, path, adapter = open_model(typed.model, typed.lora, typed.out_dir, "cpu", typed.tokenizer)
+    if adapter:
         state = merged_state(model)
         remove_lora(model)
         model.load_state_dict(state, strict=True)

@@ -21,7 +21,7 @@ from trainer import args
 from trainer.checkpoint import open_checkpoint
 from trainer.runtime import choose_device
 
-THOUGHT = re.compile(r"<think>\n?(.*?)(?:\n?</think>\s*|\Z)", re.DOTALL)
+THOUGHT = re.compile(r"<think>.*?(?:</think>\s*|\Z)", re.DOTALL)  # folded when it is complete
 SLIDERS = {  # field of Sampling: lowest, highest, step
     "temperature": (0.0, 2.0, 0.05),
     "top_p": (0.05, 1.0, 0.05),
@@ -45,13 +45,17 @@ def checkpoints(out_dir):
     return sorted(found, key=lambda p: -p.stat().st_mtime_ns)
 
 
-def show_text(st, text):
-    """A reply; what stands in <think> is folded."""
-    thought = THOUGHT.search(text)
-    if thought:
+def show_turn(st, turn):
+    """What was said: a person's words as they were typed, a model's as Markdown, its thoughts folded."""
+    if turn["role"] == "user":
+        st.text(turn["content"])
+        return
+    if turn.get("reasoning_content"):
         with st.expander("reasoning", expanded=False):
-            st.text(thought[1])
-    st.markdown(THOUGHT.sub("", text) or "…")
+            st.text(turn["reasoning_content"])
+    st.markdown(turn["content"] or "…")
+    for call in turn.get("tool_calls") or []:
+        st.code(json.dumps(call, ensure_ascii=False), language="json")
 
 
 def settings(st, typed):
@@ -88,7 +92,6 @@ def answer(st, conversation, question):
             place.error(str(error))
             return False
         place.empty()
-        show_text(st, text)
         return True
 
 
@@ -127,15 +130,12 @@ def main(argv=None):
         del conversation.turns[-2:]
     for turn in conversation.turns:
         with st.chat_message(turn["role"]):
-            if turn["role"] == "assistant":
-                show_text(st, turn["content"])
-            else:
-                st.text(turn["content"])
+            show_turn(st, turn)
     if question:
         with st.chat_message("user"):
             st.text(question)
         if answer(st, conversation, question):
-            st.rerun()  # the buttons on the left now know that there is a conversation
+            st.rerun()  # the answer is now a turn, and the buttons on the left know of it
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from inference.opening import open_model
 from model.kv_cache import KVCache
 from model.tree import lay_out
-from trainer.checkpoint import open_checkpoint
 
 UNLIMITED = 2048  # positions, where a folder's config names no limit
 
@@ -117,26 +117,24 @@ class HuggingFaceTokenizer:
         return self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
 
 
-def open_reader(path, device, dtype=torch.float32, tokenizer_dir=None, adapter=None):
-    """A checkpoint or a Hugging Face folder → (reader, tokenizer, what is known about it).
+def open_reader(path, device, dtype=torch.float32, tokenizer_dir=None, lora=None, out_dir="out"):
+    """A checkpoint or a Hugging Face folder → (reader, tokenizer, what is known about it, path).
 
     Args:
-        adapter: prepares a loaded Transformer, for instance puts a LoRA adapter on; not for Hugging Face folders.
+        path: None: the base of the adapter `lora`, or the newest checkpoint in out_dir.
     Raises:
         FileNotFoundError, ValueError: nothing there, or nothing that can be read, with the next step.
     """
-    if not Path(path).is_dir():
-        model, tokenizer, about = open_checkpoint(path, device, tokenizer_dir)
-        if adapter:
-            adapter(model)
-        return Reader(model, dtype), tokenizer, {"stage": Path(path).stem, **about}
+    if path is None or not Path(path).is_dir():
+        model, tokenizer, about, path, _ = open_model(path, lora, out_dir, device, tokenizer_dir)
+        return Reader(model, dtype), tokenizer, {"stage": path.stem, **about}, path
     if not Path(path, "config.json").is_file():
         there = ", ".join(sorted(p.name for p in Path(path).glob("*.pth"))) or "no .pth"
         raise ValueError(f"{path} is a folder without config.json, so not a Hugging Face model ({there} in it)")
-    if adapter:
+    if lora:
         raise ValueError("--lora is for this project's checkpoints; merge the adapter into the folder first")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir or path, trust_remote_code=False, local_files_only=True)
-    return HuggingFaceReader(model.to(device).eval()), HuggingFaceTokenizer(tokenizer), {"stage": "huggingface"}
+    return HuggingFaceReader(model.to(device).eval()), HuggingFaceTokenizer(tokenizer), {"stage": "huggingface"}, path

@@ -137,7 +137,7 @@ def folder(tmp_path_factory):
 
 def test_a_folder_is_scored_as_the_checkpoint_is(folder):
     ours, path = folder
-    reader, tokenizer, about = open_reader(path, torch.device("cpu"))
+    reader, tokenizer, about, _ = open_reader(path, torch.device("cpu"))
     assert isinstance(reader, HuggingFaceReader) and reader.limit == T and about["stage"] == "huggingface"
     asked = [Request([1, 5 + i], [[7, 8, 9], [10], [11, 12]], "g") for i in range(5)] + [Request([1] * 60, [[3, 4]])]
     assert torch.allclose(log_probs(reader, asked), log_probs(Reader(ours), asked), atol=1e-4)

@@ -48,7 +48,7 @@ def test_a_question_is_answered_and_asked_again(page):
 def test_reasoning_is_folded(page):
     page.session_state["turns"] = [
         {"role": "user", "content": "1+1?"},
-        {"role": "assistant", "content": "<think>\none and one\n</think>\n\n2"},
+        {"role": "assistant", "content": "2", "reasoning_content": "one and one"},
     ]
     page.run()
     assert page.expander[0].label == "reasoning" and page.expander[0].text[0].value == "one and one"
