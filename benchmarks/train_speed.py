@@ -260,6 +260,7 @@ def parse(argv):
     args.add_flag(parser, "steps", type=int, default=2, help="steps of each variant in a round (default: 2)")
     args.add_flag(parser, "rounds", type=int, default=5, help="rounds in which variants take turns (default: 5)")
     args.add_flag(parser, "threads", type=int, help="CPU threads; 1: seconds are CPU time (default: all cores)")
+    args.add_flag(parser, "only", help="variants whose name holds this; the first of them is then the baseline")
     args.add_flag(parser, "json", help="also write the numbers to this file")
     typed = parser.parse_args(argv)
     for name in ("batch_size", "steps", "rounds", "threads"):
@@ -285,7 +286,10 @@ def main(argv=None):
         rows = load_rows(path, lm.max_seq_len, tokenizer, folder, typed.batch_size, max(2, typed.steps))
         bench = Bench(lm, device, rows, typed.batch_size)
         difference = bench.check_logits()
-        variants = variants_for(device)
+        variants = [v for v in variants_for(device) if not typed.only or typed.only in v.name]
+        if not variants:
+            names = ", ".join(v.name for v in variants_for(device))
+            raise ValueError(f"--only {typed.only}: no variant is named so; there are: {names}")
         clock = time.process_time if cpu_time else time.perf_counter
         peaks = measure(bench, variants, typed.steps, typed.rounds, clock)
     records = records_of(variants, rows, typed.batch_size * lm.max_seq_len, flops_per_token(lm, lm.max_seq_len), peaks)
