@@ -1,7 +1,8 @@
 """The demo corpus: facts of our own, said in many ways, and an exam that asks for them in words never trained on.
 
 Reads dataset/demo/ (a CSV per table, relations.json with the wordings, talk.json, persona.json, subjects.json) and
-writes pretrain.jsonl, sft.jsonl, dpo.jsonl, persona.jsonl, questions to test them with, ceval-exam/ and counts.json.
+writes pretrain.jsonl, phrases.txt, sft.jsonl, dpo.jsonl, persona.jsonl, questions to test them with, ceval-exam/ and
+counts.json.
 The same seed gives the same bytes.
 """
 
@@ -26,6 +27,7 @@ from cleaning.demo_facts import (
     has_choice_practice,
     load_facts,
     load_relations,
+    long_phrases,
     read_json,
 )
 from cleaning.files import write_files
@@ -143,6 +145,7 @@ def generate(output_dir, seed=0):
     unseen = unseen_questions(relations, facts, seed, random.Random(f"unseen {seed}"))
     texts, asked = exam_files(relations, facts, subjects, random.Random(f"exam {seed}"))
     texts |= {"pretrain.jsonl": to_jsonl(documents), "sft.jsonl": to_jsonl(conversations), "dpo.jsonl": to_jsonl(pairs)}
+    texts["phrases.txt"] = "\n".join(long_phrases(relations, facts)) + "\n"
     texts |= {"persona.jsonl": to_jsonl(about_itself), "questions_unseen.jsonl": to_jsonl(unseen)}
     texts["questions_persona.jsonl"] = to_jsonl(persona_questions(persona))
     counts = {

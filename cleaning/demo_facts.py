@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "dataset" / "demo"
 ANSWER_LINE = "\n答案："  # the exam prompt is a question and this; the option text follows
 CHOICE_SHARE = 0.3  # of the facts are practised as A-D questions; the exam shows what carries over to the others
+PLACEHOLDER = re.compile(r"\{[sxa]\}")
 UNSEEN_SHARE = 0.15  # of the facts occur in pretraining text alone: chat answers about them show what carries over
 
 
@@ -90,6 +92,20 @@ def check_relation(name, facts):
         raise ValueError(f"relation {name} answers {subject} {count} times; keep one row")
     if (answers := len({f.answer for f in facts})) < 4:
         raise ValueError(f"relation {name} has {answers} different answers; four options need at least 4")
+
+
+def long_phrases(relations, facts):
+    """What a tokenizer should not make tokens of: runs of three or more characters of the wordings.
+
+    They repeat for every fact, so BPE joins "的首都是哪里" before it joins most names, and a wording that the model has
+    not seen falls into pieces that it has not seen either.
+    """
+    names = "\n".join({name for f in facts for name in (f.subject, f.answer, f.x)})
+    wordings = "\n".join(PLACEHOLDER.sub("\n", t) for r in relations for t in r.statements + r.questions)
+    phrases = set()
+    for run in set(re.findall(r"[\u4e00-\u9fff]{3,}", wordings)):
+        phrases |= {run[i:j] for i in range(len(run)) for j in range(i + 3, len(run) + 1)}
+    return sorted(phrase for phrase in phrases if phrase not in names)
 
 
 def share(seed, *parts):
