@@ -127,13 +127,20 @@ class Engine:
         self.lock, self.wake, self.closed = threading.Lock(), threading.Event(), False
 
     def submit(self, request):
-        """Queues a request; ValueError if its prompt cannot be read."""
+        """Queues a request.
+
+        Raises:
+            ValueError: its prompt is empty, or longer than the context.
+            RuntimeError: the engine has ended.
+        """
         if not request.ids:
             raise ValueError("there is nothing to continue: the prompt has no tokens")
         if len(request.ids) > self.limit and request.sampling.overflow == "stop":
             raise ValueError(f"the prompt has {len(request.ids)} tokens; the context holds {self.limit}: shorten it")
         request.stream = TextStream(self.tokenizer, request.sampling.stop)
         with self.lock:
+            if self.closed:
+                raise RuntimeError("the engine has ended")
             self.waiting.append(request)
         self.wake.set()
 
@@ -150,7 +157,8 @@ class Engine:
                     self.wake.wait()
                     self.wake.clear()
         finally:
-            self.closed = True
+            with self.lock:
+                self.closed = True
             for request in [*self.running, *self.waiting]:
                 request.tell(Event("", [], "error", request.written))
 
