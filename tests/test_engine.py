@@ -209,21 +209,28 @@ def test_a_cancelled_request_leaves_at_the_next_step_and_the_others_do_not_notic
 
 
 def test_penalties_are_those_of_a_loop_without_a_cache(model, tokenizer):
-    sampling = greedy(15, repetition_penalty=1.3, presence_penalty=0.7, frequency_penalty=0.9)
-    prompt = prompts(1, tokenizer.vocab_size)[0]
-    text = list(prompt)
-    with torch.no_grad():
-        for _ in range(15):
+    sampling = greedy(15, repetition_penalty=1.3, presence_penalty=7.0, frequency_penalty=9.0)
+    prompt = [1, *range(3, 40)]  # counted as repeated, not as written
+
+    def loop(repetition, presence, frequency):
+        text = list(prompt)
+        while len(text) < len(prompt) + 10 and tokenizer.eos_id not in text:
             z = model(torch.tensor([text])).logits[0, -1]
             for i in set(text):  # the formulas, id by id
-                z[i] = z[i] / 1.3 if z[i] > 0 else z[i] * 1.3
-            for i in set(text[len(prompt) :]):
-                z[i] -= 0.7 + 0.9 * text[len(prompt) :].count(i)
+                z[i] = z[i] / repetition if z[i] > 0 else z[i] * repetition
+            written = text[len(prompt) :]
+            for i in set(written):
+                z[i] -= presence + frequency * written.count(i)
             text.append(int(z.argmax()))
-    expected = text[len(prompt) :]
-    expected = expected[: expected.index(tokenizer.eos_id)] if tokenizer.eos_id in expected else expected
-    [heard] = finished(Engine(model, tokenizer), [Heard(prompt, sampling)])
-    assert heard.ids == expected == list(generate(model, prompt, sampling, (tokenizer.eos_id,)))
+        return [i for i in text[len(prompt) :] if i != tokenizer.eos_id]
+
+    with torch.no_grad():
+        for values in ((1.3, 7.0, 9.0), (1.0, 30.0, 0.0), (1.0, 0.0, 30.0), (3.0, 0.0, 0.0)):
+            expected = loop(*values)
+            names = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+            sampling = greedy(10, **dict(zip(names, values)))
+            [heard] = finished(Engine(model, tokenizer), [Heard(prompt, sampling)])
+            assert heard.ids == expected == list(generate(model, prompt, sampling, (tokenizer.eos_id,)))
 
 
 def test_log_probabilities_are_the_models_own(model, tokenizer):
@@ -376,3 +383,14 @@ def test_extreme_settings_give_ids():
 def test_impossible_settings_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"--{field} is"):
         Sampling(**{field: value})
+
+
+def test_the_benchmark_prints_its_table(monkeypatch, capsys, tmp_path):
+    from benchmarks import decode_speed
+
+    flags = "--preset tiny --batch 1 2 --prompt 5 --new 4 --rounds 1 --threads 1 --device cpu --json".split()
+    decode_speed.main([*flags, str(tmp_path / "speed.json")])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(rows) == 3 and rows[1].endswith("| 100.0%, 100.0% |")
+    with pytest.raises(ValueError, match="fit into 256"):
+        decode_speed.main(["--preset", "tiny", "--new", "600", "--device", "cpu"])
