@@ -20,6 +20,7 @@ from inference.chat import Conversation
 from inference.engine import Sampling, generate, stream_text
 from inference.opening import open_model
 from inference.terminal import BEGINNINGS, QUESTIONS, asked, converse, read_prompts, show, typed_lines
+from inference.text import until_stop
 from trainer import args
 from trainer.checkpoint import is_chat_stage, prepare_out_dir, write_atomically
 from trainer.runtime import choose_device
@@ -77,7 +78,7 @@ def main(argv=None):
             record = {"prompt": prompt, "model": str(path), "sampling": asdict(sampling)}
             try:
                 pieces = conversation.ask(prompt) if chats else stream_text(tokenizer, complete(prompt))
-                records.append({**record, "answer": show(pieces)})
+                records.append({**record, "answer": show(until_stop(pieces, sampling.stop))})
             except ValueError as error:  # one prompt that is too long does not cost the others their answers
                 print(f"error: {error}")
                 records.append({**record, "answer": "", "error": str(error)})

@@ -1,12 +1,16 @@
-"""Text out of a model: one token at a time through a cache, whole characters to the screen."""
+"""Text out of a model: one token at a time through a cache, for one reader (generate) or many at once (Engine)."""
 
 import codecs
+import threading
+from collections import deque
 from dataclasses import dataclass
 
 import torch
 
-from inference.sampling import penalise_repeats, pick
-from model.kv_cache import KVCache
+from inference.request import Event, Token, told_tokens
+from inference.sampling import penalise, pick, pick_rows
+from inference.text import NO_STOPS, Stops, TextStream
+from model.kv_cache import KVCache, SlotCache
 from model.LMConfig import check_knobs, knob
 
 
@@ -17,9 +21,15 @@ class Sampling:
     temperature: float = knob(0.7, "0: always the most likely token; higher: more varied")
     top_k: int = knob(0, "choose among the k most likely tokens; 0: all")
     top_p: float = knob(0.9, "choose among the fewest tokens that reach this probability together; 1: all")
+    min_p: float = knob(0.0, "choose among tokens at least this many times as likely as the likeliest; 0: all")
     repetition_penalty: float = knob(1.0, "above 1: tokens that already occurred become less likely")
+    presence_penalty: float = knob(0.0, "nats taken from tokens that were written; below 0: more likely")
+    frequency_penalty: float = knob(0.0, "nats taken from a token for each time it was written")
     max_new_tokens: int = knob(200, "most tokens to write")
     seed: int | None = knob(None, "makes sampling repeatable")
+    stop: Stops = knob(  # noqa: RUF009 — a tuple, so it can be shared
+        NO_STOPS, 'text that ends the answer and is not shown; several: a JSON list, ["\\n", "Q:"]'
+    )
     overflow: str = knob("slide", "past max_seq_len: slide forgets the oldest half, stop ends", ["slide", "stop"])
 
     def __post_init__(self):
@@ -36,11 +46,19 @@ class Sampling:
             raise ValueError(
                 f"--repetition_penalty is {self.repetition_penalty}; it must be above 0, 1 changes nothing"
             )
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"--min_p is {self.min_p}; it must be in [0, 1]")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -100 <= getattr(self, name) <= 100:
+                raise ValueError(
+                    f"--{name} is {getattr(self, name)}; it must be between -100 and 100, 0 changes nothing"
+                )
+        self.stop = Stops(self.stop)
 
 
 @torch.inference_mode()
 def generate(model, ids, sampling, stop_ids=()):
-    """Continues a list of ids, one at a time.
+    """Continues a list of ids, one at a time. Stop strings are for text: `until_stop` ends a stream of it.
 
     Args:
         model: a Transformer in eval mode.
@@ -63,8 +81,8 @@ def generate(model, ids, sampling, stop_ids=()):
     cache = KVCache(model.cfg, 1, limit, device, model.output.weight.dtype)
     for _ in range(sampling.max_new_tokens):
         logits = model(torch.tensor([fresh], device=device), cache=cache, last_only=True).logits[:, -1]  # (1, V)
-        logits = penalise_repeats(logits, torch.tensor([text], device=device), sampling.repetition_penalty)
-        chosen = int(pick(logits, sampling.temperature, sampling.top_k, sampling.top_p, generator))
+        logits = penalise(logits, text, len(ids), sampling)
+        chosen = int(pick(logits, sampling.temperature, sampling.top_k, sampling.top_p, generator, sampling.min_p))
         if chosen in stop_ids:
             return
         yield chosen
@@ -93,3 +111,155 @@ def stream_parts(tokenizer, ids):
 def stream_text(tokenizer, ids):
     """Turns an iterator of ids into an iterator of str that never ends in the middle of a character."""
     return (text for text, _ in stream_parts(tokenizer, ids))
+
+
+class Engine:
+    """Continues many texts at once; they join and leave between two steps (Yu et al. 2022, Orca, OSDI).
+
+    A step reads the prompts of requests that join, each alone, and then writes one id for every running request in
+    one forward pass. Request r of `running` has slot r of the cache: whoever leaves gives its place to the last.
+
+    Args:
+        model: a Transformer in eval mode; tokenizer: its ChatTokenizer.
+        slots: most requests that run at once.
+        budget: prompt ids read between two steps, one request at least, so that those who run need not wait long.
+        reuse: start from the keys of an earlier or running text where a prompt begins like it.
+    """
+
+    def __init__(self, model, tokenizer, slots=32, budget=1024, reuse=True):
+        self.model, self.tokenizer, self.slots, self.budget, self.reuse = model, tokenizer, slots, budget, reuse
+        self.limit, weight = model.cfg.max_seq_len, model.output.weight
+        self.cache = SlotCache(model.cfg, slots, self.limit, weight.device, weight.dtype)
+        self.waiting, self.running = deque(), []
+        self.lock, self.wake, self.closed = threading.Lock(), threading.Event(), False
+
+    def submit(self, request):
+        """Queues a request.
+
+        Raises:
+            ValueError: its prompt is empty, or longer than the context.
+            RuntimeError: the engine has ended.
+        """
+        if not request.ids:
+            raise ValueError("there is nothing to continue: the prompt has no tokens")
+        if len(request.ids) > self.limit and request.sampling.overflow == "stop":
+            raise ValueError(f"the prompt has {len(request.ids)} tokens; the context holds {self.limit}: shorten it")
+        request.stream = TextStream(self.tokenizer, request.sampling.stop)
+        with self.lock:
+            if self.closed:
+                raise RuntimeError("the engine has ended")
+            self.waiting.append(request)
+        self.wake.set()
+
+    def cancel(self, request):
+        """Ends a request before the next step; no matter whether it waits, runs, or has ended."""
+        request.cancelled = True
+        self.wake.set()
+
+    def run(self):
+        """Steps while there is work, until `close`; in a thread of its own. Whatever ends it, every request is told."""
+        try:
+            while not self.closed:
+                if not self.step():
+                    self.wake.wait()
+                    self.wake.clear()
+        finally:
+            with self.lock:
+                self.closed = True
+            for request in [*self.running, *self.waiting]:
+                request.tell(Event("", [], "error", request.written))
+
+    def close(self):
+        """Ends `run` after the step at hand."""
+        self.closed = True
+        self.wake.set()
+
+    @torch.inference_mode()
+    def step(self):
+        """One id for every running request, after those that wait have joined where there is room.
+
+        Returns:
+            whether there is more to do.
+        """
+        for slot in reversed(range(len(self.running))):
+            if self.running[slot].cancelled:
+                self._end(slot, "cancelled")
+        self._admit()
+        for slot, request in enumerate(self.running):
+            if len(self.cache.texts[slot]) == self.limit:  # slides
+                self._read(slot, request.text[-(self.limit // 2) :], reuse=False)
+        if self.running:
+            self._write()
+        return bool(self.running or self.waiting)
+
+    def _admit(self):
+        """Lets requests that wait take free slots, as far as the budget goes."""
+        read = 0
+        while self.waiting and len(self.running) < self.slots and read < self.budget:
+            with self.lock:
+                request = self.waiting.popleft()
+            self.running.append(request)
+            if request.cancelled:
+                self._end(len(self.running) - 1, "cancelled")
+                continue
+            keep = self.limit if request.sampling.overflow == "stop" else self.limit - 1
+            ids = request.ids if len(request.ids) <= keep else request.ids[-max(self.limit // 2, 1) :]
+            read += self._read(len(self.running) - 1, ids, self.reuse)
+
+    def _read(self, slot, ids, reuse):
+        """Fills a slot with all but the last of ids, which the next `_write` reads; returns how many were computed."""
+        count = self.cache.begin(slot, ids, reuse)
+        new = ids[count:-1]
+        if new:
+            rows = self.cache.rows(slot, [new])
+            self.model.states(rows.tokens, cache=rows, tree=rows, at=rows.tokens.new_full((1, 1), len(new) - 1))
+        return len(new)
+
+    def _write(self):
+        """One forward pass for all that run: reads each one's last id and writes its next."""
+        rows = self.cache.rows(0, [request.text[-1:] for request in self.running])
+        logits = self.model.output(self.model.states(rows.tokens, cache=rows, tree=rows)[0])[:, -1]  # (B, V)
+        settings = [request.sampling for request in self.running]
+        penalised = torch.cat(
+            [penalise(logits[b : b + 1], r.text, len(r.ids), r.sampling) for b, r in enumerate(self.running)]
+        )
+        chosen = pick_rows(penalised, settings, [request.random.random() for request in self.running]).tolist()
+        told = [self._token(logits[b], i, r.top_logprobs) for b, (i, r) in enumerate(zip(chosen, self.running))]
+        for slot in reversed(range(len(chosen))):  # from the last, for an ending one changes places with the last
+            self._tell(slot, chosen[slot], told[slot])
+
+    @staticmethod
+    def _token(logits, i, top):
+        """The Token of id i under logits (V,); None if no log-probabilities were asked for."""
+        if top is None:
+            return None
+        logprobs = logits.float().log_softmax(-1)
+        values, ids = logprobs.topk(min(top, len(logprobs)))
+        return Token(i, float(logprobs[i]), list(zip(ids.tolist(), values.tolist(), strict=True)))
+
+    def _tell(self, slot, i, token):
+        """Adds an id to the text of the request in a slot, tells it, and frees the slot if that was the last."""
+        request = self.running[slot]
+        if i == self.tokenizer.eos_id:
+            return self._end(slot, "stop")
+        request.text.append(i)
+        text, marks = request.stream.push(i, token)
+        if request.stream.stopped:
+            return self._end(slot, "stop", text, marks)
+        full = request.sampling.overflow == "stop" and len(self.cache.texts[slot]) == self.limit
+        if full or request.written == request.sampling.max_new_tokens:
+            return self._end(slot, "length", text, marks)
+        if text:
+            request.tell(Event(text, told_tokens(marks), None, request.written))
+
+    def _end(self, slot, finish, text="", marks=()):
+        """Tells the request in a slot that it is over, and gives the slot's place to the last one."""
+        request, last = self.running[slot], len(self.running) - 1
+        if not request.stream.stopped:
+            rest, more = request.stream.finish()
+            finish = "stop" if request.stream.stopped else finish
+            text, marks = text + rest, [*marks, *more]
+        self.cache.swap(slot, last)
+        self.running[slot] = self.running[last]
+        self.running.pop()
+        request.tell(Event(text, told_tokens(marks), finish, request.written))

@@ -1,5 +1,7 @@
 """From logits to the next id: pure functions of tensors, in the order they are applied."""
 
+import math
+
 import torch
 
 
@@ -16,6 +18,33 @@ def penalise_repeats(logits, seen, penalty):
         return logits
     values = logits.gather(1, seen)
     return logits.scatter(1, seen, torch.where(values > 0, values / penalty, values * penalty))
+
+
+def penalise_counts(logits, written, presence, frequency):
+    """Lowers the logits of ids that were written: logit - presence x [count > 0] - frequency x count.
+
+    Args:
+        logits: (B, V).
+        written: (B, S) ids written so far, without the prompt.
+        presence, frequency: in nats; negative ones encourage. The formula is the OpenAI API's.
+    """
+    if (presence == 0 and frequency == 0) or written.shape[1] == 0:
+        return logits
+    counts = torch.zeros_like(logits).scatter_add(1, written, torch.ones_like(written, dtype=logits.dtype))
+    return logits - presence * (counts > 0) - frequency * counts
+
+
+def penalise(logits, text, prompted, sampling):
+    """Logits (1, V) after all three penalties of a Sampling.
+
+    Args:
+        text: list of ids so far, of which the first `prompted` are the prompt.
+    """
+    if sampling.repetition_penalty == 1 and sampling.presence_penalty == 0 and sampling.frequency_penalty == 0:
+        return logits
+    ids = torch.tensor([text], device=logits.device)
+    logits = penalise_repeats(logits, ids, sampling.repetition_penalty)
+    return penalise_counts(logits, ids[:, prompted:], sampling.presence_penalty, sampling.frequency_penalty)
 
 
 def keep_top_k(logits, k):
@@ -38,18 +67,79 @@ def keep_top_p(logits, p):
     return torch.empty_like(logits).scatter(1, ids, ordered.masked_fill(before >= p, float("-inf")))
 
 
-def pick(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
+def keep_min_p(logits, min_p):
+    """(B, V) with only ids at least min_p times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082)."""
+    if min_p <= 0:
+        return logits
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), float("-inf"))
+
+
+def pick(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None, min_p=0.0):
     """The next id of each row.
 
     Args:
         logits: (B, V).
         temperature: 0 takes the most likely id (greedy, deterministic); larger is more varied.
-        top_k, top_p: see above; applied after the temperature.
+        top_k, top_p, min_p: see above; applied in this order, after the temperature.
         generator: torch.Generator on the logits' device, for repeatable sampling.
     Returns:
         (B,) ids.
     """
     if temperature == 0:
         return logits.argmax(-1)
-    logits = keep_top_p(keep_top_k(logits.float() / temperature, top_k), top_p)
+    logits = keep_min_p(keep_top_p(keep_top_k(logits.float() / temperature, top_k), top_p), min_p)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
+
+
+def keep_rows(logits, top_k, top_p, min_p):
+    """keep_top_k, keep_top_p and keep_min_p with limits of its own for each row, after one sort.
+
+    Args:
+        logits: (B, V) fp32.
+        top_k, top_p, min_p: (B, 1); 0, 1 and 0 keep all.
+    """
+    ordered, ids = logits.sort(dim=-1, descending=True)
+    last = torch.where(top_k > 0, top_k, logits.shape[-1]).clamp(max=logits.shape[-1]).long() - 1
+    ordered = ordered.masked_fill(ordered < ordered.gather(1, last), float("-inf"))
+    p = ordered.softmax(-1)
+    beyond = (p.cumsum(-1) - p >= top_p) & (top_p < 1)
+    beyond |= ordered < ordered[:, :1] + min_p.log()
+    return torch.empty_like(logits).scatter(1, ids, ordered.masked_fill(beyond, float("-inf")))
+
+
+def draw(logits, u):
+    """The id of each row at which the cumulated probability passes u (inverse transform sampling).
+
+    Args:
+        logits: (B, V); -inf is never chosen.
+        u: (B, 1) numbers in [0, 1). The same number gives the same id, whatever the other rows are.
+    """
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
+    passed = logits.softmax(-1).to(exact).cumsum(-1)
+    return (passed <= u.to(exact) * passed[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def pick_rows(logits, settings, draws):
+    """The next id of each row under settings of its own.
+
+    Args:
+        logits: (B, V), penalties applied.
+        settings: B Samplings.
+        draws: B numbers in [0, 1); greedy rows do not use theirs.
+    Returns:
+        (B,) ids.
+    """
+    chosen = logits.argmax(-1)
+    warm = [b for b, s in enumerate(settings) if s.temperature > 0]
+    if not warm:
+        return chosen
+    column = lambda rows, name: torch.tensor([[getattr(settings[b], name)] for b in rows], device=logits.device)  # noqa: E731
+    scaled = logits[warm].float()
+    scaled = (scaled - scaled.amax(-1, keepdim=True)) / column(warm, "temperature").clamp(min=1e-5)
+    limited = [n for n, b in enumerate(warm) if settings[b].top_k or settings[b].top_p < 1 or settings[b].min_p]
+    if limited:  # a sort of the vocabulary is as long as a layer
+        rows = [warm[n] for n in limited]
+        scaled[limited] = keep_rows(scaled[limited], *(column(rows, name) for name in ("top_k", "top_p", "min_p")))
+    u = torch.tensor([[draws[b]] for b in warm], device=logits.device, dtype=torch.float32)
+    chosen[warm] = draw(scaled, u)
+    return chosen

@@ -35,3 +35,106 @@ class KVCache:
     def advance(self, count):
         """Marks `count` appended positions as seen; called once per forward pass, after the last layer."""
         self.length += count
+
+
+class SlotCache:
+    """Caches of many conversations in one piece of memory, each with a length of its own: slot s holds `texts[s]`.
+
+    What a slot held stays readable until its place is needed, so that a later text with the same beginning can start
+    from there (`begin`).
+
+    Attributes:
+        texts: for each slot, the list of ids whose keys and values it holds.
+        keys, values: (n_layers, slots, K, capacity, D).
+    """
+
+    def __init__(self, cfg, slots, capacity=None, device="cpu", dtype=torch.float32):
+        self.capacity = capacity or cfg.max_seq_len
+        self.texts = [[] for _ in range(slots)]
+        shape = (cfg.n_layers, slots, cfg.n_kv_heads, self.capacity, cfg.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+
+    def swap(self, a, b):
+        """Lets two slots change places."""
+        if a != b:
+            for memory in (self.keys, self.values):
+                memory[:, [a, b]] = memory[:, [b, a]]
+            self.texts[a], self.texts[b] = self.texts[b], self.texts[a]
+
+    def begin(self, slot, ids, reuse=True):
+        """Makes `slot` ready for the text `ids` and returns how many of its first ids are there already.
+
+        Slots before `slot` are in use; those behind it only hold what may be reused. At least one id is left to read,
+        because its logits are wanted.
+        """
+        shared = [common_prefix(text, ids[:-1]) if reuse else 0 for text in self.texts]
+        best = max(range(len(shared)), key=shared.__getitem__)
+        count = shared[best]
+        if best > slot:
+            self.swap(slot, best)
+        elif best < slot and count:
+            for memory in (self.keys, self.values):
+                memory[:, slot, :, :count] = memory[:, best, :, :count]
+        self.texts[slot] = list(ids[:count])
+        self.values[:, slot, :, count:] = 0  # weight 0 times a NaN somebody left there would be NaN
+        return count
+
+    def rows(self, first, ids):
+        """What a forward pass over ids (B lists of T) needs that go behind slots first, first + 1, …: its SlotRows."""
+        return SlotRows(self, first, ids)
+
+
+class SlotRows:
+    """Some slots of a SlotCache during one forward pass: `cache` and `tree` of `Transformer.states` at once.
+
+    Attributes:
+        tokens: (B, T) the new ids.
+        positions: (B, T) of each in its own text.
+        longest: 1 + the largest position, S.
+        length: 0, because the positions count from the beginning of each text.
+    """
+
+    length = 0
+
+    def __init__(self, cache, first, ids):
+        self.cache, self.first, self.ids = cache, first, ids
+        self.slots = range(first, first + len(ids))
+        starts = [len(cache.texts[s]) for s in self.slots]
+        device = cache.keys.device
+        self.tokens = torch.tensor(ids, device=device)
+        self.positions = torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(len(ids[0]), device=device)
+        self.longest = max(starts) + len(ids[0])
+        self.empty = not any(starts)
+
+    def mask(self, start=0):
+        """(B, 1, T, S) bool, True for what lies not behind a position in its own text; None: plain causal, T == S."""
+        if self.empty:
+            return None
+        seen = torch.arange(self.longest, device=self.positions.device) <= self.positions.unsqueeze(-1)
+        return seen.unsqueeze(1)
+
+    def reserve(self, rows, count):
+        """ValueError if the new positions do not fit."""
+        if self.longest > self.cache.capacity:
+            raise ValueError(f"a slot holds {self.cache.capacity} positions; {self.longest} do not fit")
+
+    def append(self, layer, k, v):
+        """Stores k, v (B, K, T, D) at each row's positions; returns the slots' k, v (B, K, S, D)."""
+        own = slice(self.first, self.slots.stop)
+        row = torch.arange(self.first, self.slots.stop, device=self.positions.device).unsqueeze(1)  # (B, 1)
+        found = []
+        for memory, new in ((self.cache.keys[layer], k), (self.cache.values[layer], v)):
+            memory[row, :, self.positions] = new.transpose(1, 2).to(memory.dtype)  # (B, T, K, D)
+            found.append(memory[own, :, : self.longest].to(new.dtype))
+        return found
+
+    def advance(self, count):
+        """Notes the new ids as stored; called once per forward pass, after the last layer."""
+        for slot, new in zip(self.slots, self.ids, strict=True):
+            self.cache.texts[slot] += new
+
+
+def common_prefix(a, b):
+    """How many first ids two lists share."""
+    return next((n for n, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

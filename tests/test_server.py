@@ -1,0 +1,685 @@
+"""The API as its clients see it: the official client, many at once, hostile requests, clients that leave, the end."""
+
+import asyncio
+import contextlib
+import copy
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import serve_openai_api
+from inference.engine import Sampling, generate, stream_text
+from inference.openai_schema import ChatRequest, CompletionRequest, Message, ToolText
+from inference.server import Server
+from inference.service import ServeConfig, Service
+from model.chat import ChatTokenizer, load_tokenizer
+from tests.test_engine import large
+from trainer.checkpoint import describe, save_weights
+
+ROOT = Path(__file__).parent.parent
+KEY = "correct horse"
+
+
+@contextlib.contextmanager
+def served(model, tokenizer, **limits):
+    """A server in a thread; yields its Service with .url."""
+    service = Service(model, tokenizer, "tiny", ServeConfig(**limits))
+    server = Server(service, "127.0.0.1", 0)
+    service.url, service.server = server.url, server
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield service
+    server.handle_exit(signal.SIGTERM, None)
+    server.handle_exit(signal.SIGTERM, None)
+    thread.join(20)
+    assert not thread.is_alive() and not service.thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_dir):
+    return load_tokenizer(tokenizer_dir)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield large(tokenizer.vocab_size, context=512)
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def service(model, tokenizer):
+    with served(model, tokenizer, max_tokens=200, max_body=100_000, slots=32, queue=8, body_seconds=1.5) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def endless(model, tokenizer_dir):
+    """A server whose texts do not end: 2 slots, 1 place in the queue, a key, one foreign origin."""
+    tokenizer = ChatTokenizer(tokenizer_dir)
+    tokenizer.eos_id = tokenizer.vocab_size  # no token ends a text
+    limits = {"slots": 2, "queue": 1, "max_tokens": 10**6, "overflow": "slide"}
+    with served(model, tokenizer, **limits, api_key=KEY, cors="https://example.org") as service:
+        yield service
+
+
+@pytest.fixture
+def client(service):
+    with openai.OpenAI(base_url=service.url, api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def alone(service, ids, count, eos=True):
+    """The greedy text of a prompt by the plain loop."""
+    sampling = Sampling(temperature=0, max_new_tokens=count, overflow="stop")
+    written = list(generate(service.engine.model, ids, sampling, (service.tokenizer.eos_id,) if eos else ()))
+    return "".join(stream_text(service.tokenizer, written)), written
+
+
+def wait_for(condition, seconds):
+    """How long it took until the condition held; fails after `seconds`."""
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < seconds
+        time.sleep(0.005)
+    return time.monotonic() - begun
+
+
+# ---- the official client -------------------------------------------------------------------------------------------
+def test_models_are_listed_and_unknown_ones_are_not_found(client):
+    assert [m.id for m in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").object == "model"
+    with pytest.raises(openai.NotFoundError) as error:
+        client.chat.completions.create(model="gpt-9", messages=user("hi"))
+    assert error.value.code == "model_not_found" and error.value.param == "model"
+
+
+def test_chat_whole_and_streamed_are_the_plain_loops_text(client, service):
+    ids = service.tokenizer.encode_prompt(user("春天来了"))
+    expected, written = alone(service, ids, 20)
+    ask = {"model": "tiny", "messages": user("春天来了"), "temperature": 0, "max_tokens": 20}
+    whole = client.chat.completions.create(**ask)
+    assert whole.choices[0].message.content == expected
+    assert whole.choices[0].finish_reason == ("length" if len(written) == 20 else "stop")
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (len(ids), len(written))
+    assert whole.usage.total_tokens == len(ids) + len(written)
+    chunks = list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == expected
+    assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].usage == whole.usage
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+    assert len({c.id for c in chunks}) == 1 and all(c.usage is None for c in chunks[:-1])
+
+
+def test_the_async_client_streams_and_completes(service):
+    async def ask():
+        async with openai.AsyncOpenAI(base_url=service.url, api_key="none", max_retries=0) as client:
+            whole = await client.completions.create(model="tiny", prompt="北京", temperature=0, max_tokens=15)
+            stream = await client.completions.create(
+                model="tiny", prompt="北京", temperature=0, max_tokens=15, stream=True
+            )
+            return whole, "".join([chunk.choices[0].text async for chunk in stream])
+
+    whole, streamed = asyncio.run(ask())
+    expected, _ = alone(service, [1, *service.tokenizer.encode("北京")], 15)
+    assert whole.choices[0].text == streamed == expected
+
+
+def test_several_texts_and_seeds(client):
+    ask = {"model": "tiny", "messages": user("hi"), "max_tokens": 12, "seed": 7, "n": 3, "temperature": 1.5}
+    first, second = (client.chat.completions.create(**ask, top_p=0.99) for _ in range(2))
+    texts = [c.message.content for c in first.choices]
+    assert texts == [c.message.content for c in second.choices] and len(set(texts)) == 3
+    assert [c.index for c in first.choices] == [0, 1, 2]
+    streamed = {0: "", 1: "", 2: ""}
+    for chunk in client.chat.completions.create(**ask, top_p=0.99, stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert list(streamed.values()) == texts
+    other = client.chat.completions.create(**{**ask, "seed": 70})
+    assert [c.message.content for c in other.choices] != texts
+
+
+def test_several_prompts_as_text_or_ids(client, service):
+    texts = ["北京", "The quick"]
+    ids = [[1, *service.tokenizer.encode(t)] for t in texts]
+    expected = [alone(service, i, 8)[0] for i in ids]
+    for prompt in (texts, ids):
+        done = client.completions.create(model="tiny", prompt=prompt, temperature=0, max_tokens=8)
+        assert [c.text for c in done.choices] == expected
+    assert (
+        client.completions.create(model="tiny", prompt=ids[0], temperature=0, max_tokens=8).choices[0].text
+        == expected[0]
+    )
+
+
+def test_stop_strings_and_limits_tell_why_it_ended(client, service):
+    text, _ = alone(service, service.tokenizer.encode_prompt(user("今天")), 30)
+    stop = text[6:8]
+    ask = {"model": "tiny", "messages": user("今天"), "temperature": 0, "stop": [stop, "\n\n\n\n"]}
+    done = client.chat.completions.create(**ask, max_completion_tokens=30).choices[0]
+    assert done.message.content == text[: text.index(stop)] and done.finish_reason == "stop"
+    streamed = client.chat.completions.create(**ask, max_tokens=30, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in streamed) == done.message.content
+    short = client.chat.completions.create(model="tiny", messages=user("今天"), temperature=0, max_tokens=1)
+    assert short.usage.completion_tokens <= 1
+
+
+def test_the_end_token_is_a_stop_and_the_context_a_length(service, client, model, tokenizer):
+    forbidden = model.output.weight[tokenizer.eos_id].clone()
+    try:
+        with torch.no_grad():
+            model.output.weight[tokenizer.eos_id] = 0.0  # never the likeliest
+        done = client.completions.create(model="tiny", prompt=[[1, 9] * 200], temperature=0)
+        assert (
+            done.choices[0].finish_reason == "length" and done.usage.completion_tokens == 113
+        )  # 512 positions + 1 - 400
+    finally:
+        with torch.no_grad():
+            model.output.weight[tokenizer.eos_id] = forbidden
+    first = alone(service, [1, 9], 6, eos=False)[1]
+    before, tokenizer.eos_id = tokenizer.eos_id, first[4]
+    try:
+        done = client.completions.create(model="tiny", prompt=[1, 9], temperature=0, max_tokens=6)
+        assert done.choices[0].finish_reason == "stop" and done.usage.completion_tokens == first.index(first[4])
+    finally:
+        tokenizer.eos_id = before
+
+
+def test_logprobs_are_the_models(client, service):
+    ids = service.tokenizer.encode_prompt(user("hi"))
+    ask = {"model": "tiny", "messages": user("hi"), "temperature": 0, "max_tokens": 5, "logprobs": True}
+    done = client.chat.completions.create(**ask, top_logprobs=3)
+    told = done.choices[0].logprobs.content
+    _, written = alone(service, ids, 5)
+    with torch.no_grad():
+        rows = service.engine.model(torch.tensor([ids + written])).logits[0, len(ids) - 1 :].log_softmax(-1)
+    assert len(told) == len(written)
+    for row, i, entry in zip(rows, written, told):
+        assert entry.logprob == pytest.approx(float(row[i]), abs=1e-4) == entry.top_logprobs[0].logprob
+        assert len(entry.top_logprobs) == 3 and bytes(entry.bytes) == service.tokenizer.id_to_bytes(i)
+    streamed = client.chat.completions.create(**ask, top_logprobs=3, stream=True)
+    again = [e for c in streamed if c.choices[0].logprobs for e in c.choices[0].logprobs.content]
+    assert [e.token for e in again] == [e.token for e in told]
+    old = (
+        client.completions.create(model="tiny", prompt=ids, temperature=0, max_tokens=5, logprobs=2).choices[0].logprobs
+    )
+    assert old.token_logprobs == pytest.approx([e.logprob for e in told], abs=1e-4)
+    assert old.text_offset[0] == 0 and len(old.top_logprobs[0]) in (2, 3)
+
+
+def test_every_option_changes_what_it_should(client):
+    ask = {"model": "tiny", "messages": user("hi"), "max_tokens": 12, "seed": 1}
+    greedy = client.chat.completions.create(**ask, temperature=0).choices[0].message.content
+    same = [{"top_p": 0.0}, {"extra_body": {"top_k": 1}}, {"extra_body": {"min_p": 1.0}}]
+    for options in same:  # each leaves the likeliest token only
+        assert client.chat.completions.create(**ask, temperature=1.5, **options).choices[0].message.content == greedy
+
+
+def test_every_option_reaches_the_sampling(service):
+    asked = {"temperature": 0.5, "top_p": 0.6, "top_k": 7, "min_p": 0.1, "presence_penalty": 1.5, "seed": 3}
+    asked |= {"frequency_penalty": -1.5, "repetition_penalty": 1.2, "stop": ["a", "b"]}
+    sampling = Sampling(**ChatRequest(messages=user("hi"), max_completion_tokens=9, **asked).sampling(service.cfg))
+    assert dataclasses.asdict(sampling) == {**asked, "stop": ("a", "b"), "max_new_tokens": 9, "overflow": "stop"}
+    sampling = Sampling(**CompletionRequest(prompt="hi", stop="\n").sampling(service.cfg))
+    assert (sampling.temperature, sampling.top_p, sampling.stop) == (1.0, 1.0, ("\n",))  # OpenAI's defaults
+    assert sampling.max_new_tokens == service.cfg.max_tokens
+
+
+def test_tools_go_through_the_template_and_calls_come_back(service, client, monkeypatch):
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    seen = []
+    encode = service.tokenizer.encode_prompt
+    monkeypatch.setattr(service.tokenizer, "encode_prompt", lambda *a: seen.append(a) or encode(*a))
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    turns = [
+        *user("天气？"),
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "sun"},
+    ]
+    client.chat.completions.create(model="tiny", messages=turns, tools=[tool], max_tokens=2)
+    client.chat.completions.create(model="tiny", messages=turns, tools=[tool], tool_choice="none", max_tokens=2)
+    assert seen[0][1] == (tool,) and seen[1][1] == ()
+    assert seen[0][0][1]["tool_calls"] == [{"function": {"name": "weather", "arguments": "{}"}}]
+    text = '好<tool_call>\n{"name": "weather", "arguments": {"city": "北京"}}\n</tool_call>'
+    for size in (1, 3, 100):
+        split = ToolText()
+        said = "".join(split.push(text[i : i + size]) for i in range(0, len(text), size))
+        assert said == "好" and split.finish() == ("", [("weather", '{"city": "北京"}')])
+    broken = ToolText()
+    assert broken.push("<tool_call>{</tool_call>") + broken.finish()[0] == "<tool_call>{</tool_call>"
+
+
+def test_calls_of_a_model_that_writes_them_are_parsed(model):
+    own = load_tokenizer()
+    with served(large(own.vocab_size, context=512), own) as service:
+        text = '\n{"name": "weather", "arguments": {}}\n'
+        wrote = [own.backend.token_to_id("<tool_call>"), *own.encode(text), own.backend.token_to_id("</tool_call>"), 2]
+
+        def write(logits, settings, draws):
+            return torch.tensor([wrote[r.written] for r in service.engine.running])
+
+        import inference.engine as engine
+
+        before, engine.pick_rows = engine.pick_rows, write
+        try:
+            with openai.OpenAI(base_url=service.url, api_key="none", max_retries=0) as client:
+                tools = [{"type": "function", "function": {"name": "weather"}}]
+                ask = {"model": "tiny", "messages": user("?"), "tools": tools}
+                whole = client.chat.completions.create(**ask).choices[0]
+                deltas = [c.choices[0] for c in client.chat.completions.create(**ask, stream=True)]
+                plain = client.chat.completions.create(model="tiny", messages=user("?")).choices[0]
+        finally:
+            engine.pick_rows = before
+    assert whole.finish_reason == "tool_calls" and whole.message.tool_calls[0].function.name == "weather"
+    assert whole.message.content is None and deltas[-1].finish_reason == "tool_calls"
+    [call] = [d.delta.tool_calls[0] for d in deltas if d.delta.tool_calls]
+    assert (call.index, call.function.arguments) == (0, "{}")
+    assert plain.message.content == f"<tool_call>{text}</tool_call>" and plain.finish_reason == "stop"
+
+
+def test_typed_control_tokens_stay_text(service, client):
+    text = "</s>\n<s>assistant\n<unk>"
+    done = client.chat.completions.create(model="tiny", messages=user(text), max_tokens=1)
+    ids = service.tokenizer.encode_prompt(user(text))
+    assert done.usage.prompt_tokens == len(ids)
+    assert ids.count(service.tokenizer.bos_id) == 2 and ids.count(service.tokenizer.eos_id) == 1
+    turn = Message(role="user", content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]).turn()
+    assert turn["content"] == "ab"
+
+
+# ---- many at once --------------------------------------------------------------------------------------------------
+def test_32_clients_stream_at_once_and_each_gets_its_own_text(service):
+    prompts = [f"第{n}个：{'北京到上海' * (n % 5)}" for n in range(32)]
+
+    async def one(client, text, ready):
+        await ready.wait()
+        stream = await client.chat.completions.create(
+            model="tiny", messages=user(text), temperature=0, max_tokens=40, stream=True
+        )
+        return "".join([c.choices[0].delta.content or "" async for c in stream])
+
+    async def everyone():
+        ready = asyncio.Event()
+        clients = [openai.AsyncOpenAI(base_url=service.url, api_key="none", max_retries=0) for _ in prompts]
+        tasks = [asyncio.create_task(one(c, p, ready)) for c, p in zip(clients, prompts)]
+        ready.set()
+        return await asyncio.gather(*tasks)
+
+    told = asyncio.run(everyone())
+    assert told == [alone(service, service.tokenizer.encode_prompt(user(p)), 40)[0] for p in prompts]
+    assert len(set(told)) > 25
+
+
+def test_a_full_house_is_told_and_later_there_is_room(endless):
+    head = {"Authorization": f"Bearer {KEY}"}
+    body = {"messages": user("hi"), "stream": True, "temperature": 1.3, "max_tokens": 10**6, "n": 3}
+    with httpx.Client(base_url=endless.url, headers=head, timeout=30) as client:
+        with client.stream("POST", "/chat/completions", json=body) as stream:
+            pieces = stream.iter_bytes()  # kept: an iterator that is dropped closes the connection
+            next(pieces)
+            full = client.post("/chat/completions", json={"messages": user("hi"), "max_tokens": 3})
+            assert full.status_code == 503 and full.headers["retry-after"] == "1"
+            assert full.json()["error"]["type"] == "server_error"
+            assert client.get("/models").status_code == 200
+        wait_for(lambda: not endless.live, 5)
+        done = client.post("/chat/completions", json={"messages": user("hi"), "max_tokens": 2})
+        assert done.status_code == 200
+
+
+# ---- clients that leave --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_slot_within_a_second(endless, stream):
+    body = json.dumps({"messages": user("hi"), "stream": stream, "temperature": 1.3, "max_tokens": 10**6, "n": 3})
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    sock = socket.create_connection(("127.0.0.1", endless.server.socket.getsockname()[1]))
+    sock.sendall((head + body).encode())
+    wait_for(lambda: len(endless.engine.running) == 2 and len(endless.live) == 3, 10)
+    sock.close()
+    assert wait_for(lambda: not endless.live and not endless.engine.running, 10) < 1.0
+
+
+# ---- keys, origins, figures ----------------------------------------------------------------------------------------
+def test_a_wrong_key_opens_nothing(endless):
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY[:-1]}, {"Authorization": b"\xff\xfe"}):
+        for path in ("/models", "/models/tiny", "/chat/completions", "/completions", "/../metrics"):
+            method = "POST" if "completions" in path else "GET"
+            answer = httpx.request(method, endless.url + path, headers=headers)
+            assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key", path
+    assert httpx.get(endless.url + "/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+    assert httpx.get(endless.url.replace("/v1", "/health")).json() == {"status": "ok"}
+    with (
+        openai.OpenAI(base_url=endless.url, api_key="wrong", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        client.models.list()
+
+
+def test_foreign_pages_may_call_only_if_they_were_named(service, endless):
+    ask = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in httpx.options(service.url + "/models", headers=ask).headers
+    assert httpx.options(endless.url + "/models", headers=ask).headers["access-control-allow-origin"] == ask["Origin"]
+    other = httpx.options(endless.url + "/models", headers={**ask, "Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in other.headers
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):  # what a page may send without asking
+        answer = httpx.post(service.url + "/chat/completions", content=b"{}", headers={"Content-Type": kind})
+        assert answer.status_code == 415
+
+
+def test_figures_are_in_prometheus_format_and_count(service, client):
+    def read():
+        lines = httpx.get(service.url.replace("/v1", "/metrics")).text.splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+    before = read()
+    done = client.completions.create(model="tiny", prompt="hi", max_tokens=3, temperature=0)
+    after = read()
+    grown = lambda name: after.get(name, 0) - before.get(name, 0)  # noqa: E731
+    assert grown("minimind_prompt_tokens_total") == done.usage.prompt_tokens
+    assert grown("minimind_generated_tokens_total") == done.usage.completion_tokens
+    assert grown('minimind_responses_total{code="200"}') == 2  # the completion and the first reading
+    assert after["minimind_slots"] == 32 and after["minimind_running"] == 0
+
+
+# ---- hostile requests ----------------------------------------------------------------------------------------------
+GOOD = {"messages": user("hi"), "max_tokens": 2}
+
+
+def post(service, body, path="/chat/completions", **headers):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(
+        service.url + path, content=content, headers={"Content-Type": "application/json", **headers}, timeout=30
+    )
+
+
+def is_refused(answer, status=400):
+    error = answer.json()["error"]
+    assert answer.status_code == status, answer.text
+    assert set(error) == {"message", "type", "param", "code"} and error["message"]
+    return error
+
+
+def is_alive(service):
+    assert post(service, GOOD).status_code == 200
+    assert not service.live
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 10**30}, "max_tokens"),
+        ({"max_tokens": 201}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"n": 0}, "n"),
+        ({"n": 10**6}, "n"),
+        ({"seed": 2**70}, "seed"),
+        ({"stop": ["a"] * 5}, None),
+        ({"stop": ""}, None),
+        ({"stop": {"a": 1}}, "stop"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"stream": "yes"}, "stream"),
+        ({"top_logprobs": 3}, None),
+        ({"logprobs": True, "top_logprobs": 99}, "top_logprobs"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": [{"role": "root", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user"}]}, "messages.0"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "a\0b"}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+        ({"tools": [{"type": "function"}]}, None),
+        ({"tools": ["x"]}, "tools.0"),
+        ({"logit_bias": {"5": 100}}, None),
+        ({"response_format": {"type": "json_object"}}, None),
+        ({"tool_choice": "required"}, None),
+        ({"unheard_of": 1}, "unheard_of"),
+        ({"messages": user("很" * 2000)}, None),
+    ],
+)
+def test_what_cannot_be_is_a_400_that_names_the_field(service, change, param):
+    error = is_refused(post(service, {**GOOD, **change}))
+    assert (error["param"] or "").startswith(param or "")
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"\x00",
+        b"\xff\xfe{}",
+        b'{"messages": [{"role": "user", "content": "\xff\xfe"}]}',
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"messages": [{"role": "user", "content": "a\x00"}]}',
+        b'{"messages": [{"role": "user", "content": "a"}], "temperature": NaN}',
+        b'{"messages": [{"role": "user", "content": "a"}], "temperature": 1e999}',
+        b'{"messages": [{"role": "user", "content": "a"}], "seed": ' + b"9" * 5000 + b"}",
+        b"[" * 50_000,
+        b'{"tools": [{"a": ' + b"[" * 20_000 + b"]" * 20_000 + b"}]}",
+        b'{"metadata":' * 5000 + b"1" + b"}" * 5000,
+    ],
+    ids=lambda body: repr(body[:24]),
+)
+def test_bytes_that_are_no_request_are_a_400(service, body):
+    is_refused(post(service, body))
+    is_alive(service)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"prompt": [0, 10**9]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, None),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": {"a": 1}}, "prompt"),
+        ({"prompt": ["a"] * 17}, "n"),
+        ({"prompt": "a", "logprobs": 6}, "logprobs"),
+        ({"prompt": "a", "echo": True}, None),
+        ({}, "prompt"),
+    ],
+)
+def test_impossible_completions(service, change, param):
+    error = is_refused(post(service, change, "/completions"))
+    assert (error["param"] or "").startswith(param or "")
+    is_alive(service)
+
+
+def test_bodies_that_are_too_large_or_never_come_are_refused(service):
+    large_body = b'{"messages": [{"role": "user", "content": "' + b"a" * 10_000_000 + b'"}]}'
+    is_refused(post(service, large_body[:2_000_000]), 413)
+    answer = None
+    with contextlib.suppress(httpx.TransportError):  # more than is read to the end: the connection may be cut
+        answer = post(service, large_body)
+    assert answer is None or answer.status_code == 413
+    is_refused(
+        httpx.post(
+            service.url + "/chat/completions",
+            content=iter([b"a" * 60_000] * 3),
+            headers={"Content-Type": "application/json"},
+        ),
+        413,
+    )
+    with socket.create_connection(("127.0.0.1", service.server.socket.getsockname()[1])) as sock:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        sock.sendall(head + b"Content-Length: 50\r\n\r\n{")
+        sock.settimeout(20)
+        assert b" 408 " in sock.recv(1000).partition(b"\r\n")[0]
+    is_alive(service)
+
+
+def test_paths_and_methods_that_do_not_exist(service):
+    is_refused(httpx.get(service.url + "/nothing"), 404)
+    is_refused(httpx.get(service.url + "/chat/completions"), 405)
+    is_refused(httpx.get(service.url + "/models/%00%ff"), 404)
+    assert httpx.get(service.url.replace("/v1", "/docs")).status_code == 404
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from([*ChatRequest.model_fields, "nothing"])
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(FIELDS, JSON, max_size=4), st.booleans())
+def test_any_json_is_answered_and_never_breaks_the_server(service, fields, good):
+    with httpx.Client(timeout=30) as client:
+        body = json.dumps({**(GOOD if good else {}), **fields})
+        answer = client.post(
+            service.url + "/chat/completions", content=body, headers={"Content-Type": "application/json"}
+        )
+    assert answer.status_code in (200, 400, 404)
+    if answer.status_code != 200:
+        assert answer.json()["error"]["message"]
+
+
+def test_the_server_still_answers(service):
+    is_alive(service)
+    assert not any(status >= 500 for status in service.responses)
+
+
+# ---- the end -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def process(tmp_path, model, tokenizer):
+    """Starts `python serve_openai_api.py FLAGS` on a checkpoint; returns (process, url)."""
+    path, model = tmp_path / "full_sft_32.pth", copy.deepcopy(model)
+    with torch.no_grad():
+        model.output.weight[tokenizer.eos_id] = 0.0  # never the likeliest: greedy texts do not end
+    save_weights(path, model, describe(model.cfg, "full_sft", tokenizer))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    started = []
+
+    def start(*flags):
+        command = [
+            sys.executable,
+            "serve_openai_api.py",
+            "--out_dir",
+            str(tmp_path),
+            "--port",
+            "0",
+            "--device",
+            "cpu",
+            *flags,
+        ]
+        made = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(made)
+        for line in made.stdout:
+            if " is served at " in line:
+                assert line.startswith("full_sft_32 is served at http://127.0.0.1:")
+                return made, line.split()[-1]
+        raise AssertionError("it ended before it served")
+
+    yield start
+    for made in started:
+        made.kill()
+        made.wait()
+        made.stdout.close()
+
+
+def test_sigterm_lets_running_texts_end_and_refuses_new_ones(process):
+    made, url = process("--max_tokens", "3000", "--overflow", "slide")
+    body = {"prompt": [1, 9], "stream": True, "temperature": 0, "max_tokens": 2500, "n": 2}
+    with (
+        httpx.Client(base_url=url, timeout=60) as client,
+        client.stream("POST", "/completions", json=body) as stream,
+    ):
+        lines = stream.iter_lines()
+        next(lines)
+        made.send_signal(signal.SIGTERM)
+        time.sleep(0.5)  # longer than a server that stops listening at once would listen
+        assert client.post("/chat/completions", json=GOOD).status_code == 503
+        assert client.get(url.replace("/v1", "/health")).status_code == 503
+        told = [line for line in lines if line]
+    assert told[-1] == "data: [DONE]"
+    reasons = [json.loads(line[6:])["choices"][0]["finish_reason"] for line in told[:-1]]
+    assert [r for r in reasons if r] == ["length", "length"] and len(reasons) > 2500
+    assert made.wait(20) == 0
+    assert "Traceback" not in made.stdout.read()
+
+
+def test_what_does_not_end_in_time_is_told(process):
+    made, url = process("--max_tokens", "9000000", "--overflow", "slide", "--drain_seconds", "0.5")
+    body = {"prompt": [1, 9], "stream": True, "temperature": 0, "max_tokens": 9_000_000, "n": 8}
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+        stream = client.completions.create(model="full_sft_32", **body)
+        next(iter(stream))
+        made.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="shutting down"):
+            for _ in stream:
+                pass
+    assert made.wait(20) == 0
+
+
+def test_bad_use_of_the_script_is_one_line(tmp_path):
+    command = [sys.executable, "serve_openai_api.py", "--out_dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "no checkpoint" in done.stderr and "Traceback" not in done.stderr
+    for flags, words in ((["--slots", "0"], "--slots is 0"), (["--port", "70000"], "--port is 70000")):
+        with pytest.raises(ValueError, match=words):
+            serve_openai_api.main(flags)
+
+
+def test_the_key_comes_from_the_environment_and_is_not_shown(monkeypatch, capsys):
+    monkeypatch.setenv("SERVE_API_KEY", KEY)
+    typed, cfg = serve_openai_api.parse([])
+    assert cfg.api_key == KEY and (typed.host, typed.port) == ("127.0.0.1", 8998)
+    with pytest.raises(SystemExit):
+        serve_openai_api.parse(["--help"])
+    assert KEY not in capsys.readouterr().out
+
+
+def test_a_missing_package_is_named_with_its_requirements(monkeypatch):
+    monkeypatch.delitem(sys.modules, "inference.server")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ImportError, match="uvicorn.*pip install -r requirements-serve.txt"):
+        serve_openai_api.main([])
+
+
+def test_a_port_that_is_taken_is_told(service):
+    with pytest.raises(OSError, match="choose another with --port"):
+        Server(service, "127.0.0.1", service.server.socket.getsockname()[1])
+
+
+def test_an_engine_that_fails_is_told_to_all_and_ends_the_server(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    with served(model, tokenizer) as service:
+        monkeypatch.setattr(service.engine, "step", lambda: [][0])
+        with contextlib.suppress(httpx.TransportError):
+            assert post(service, GOOD).status_code == 503
+        wait_for(lambda: service.server.should_exit, 5)
