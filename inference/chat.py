@@ -6,6 +6,7 @@ import typing
 
 from inference.engine import Sampling, generate, stream_parts
 from inference.opening import adapter_path
+from inference.text import until_stop
 from model.chat import answer_of
 from model.lora import load_adapter, remove_lora
 from trainer.args import flag_type, parse_bool
@@ -53,7 +54,10 @@ class Conversation:
         ids, parts = self.prompt(question), []
         try:
             stop = (self.tokenizer.eos_id,)
-            for part in stream_parts(self.tokenizer, generate(self.model, ids, self.sampling, stop)):
+            stream = stream_parts(self.tokenizer, generate(self.model, ids, self.sampling, stop))
+            if self.sampling.stop:  # what is cut has no tags
+                stream = ((text, False) for text in until_stop((text for text, _ in stream), self.sampling.stop))
+            for part in stream:
                 parts.append(part)
                 yield part[0]
         finally:

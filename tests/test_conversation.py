@@ -1,5 +1,6 @@
 """A chat with a model: what it is shown, what it remembers, and the commands that a person types."""
 
+import dataclasses
 import json
 import os
 
@@ -285,3 +286,12 @@ def test_a_question_that_is_too_long_is_answered_wrong_and_the_others_are_asked(
     answered = list(replies(conversation, questions))
     assert answered[0] is None and isinstance(answered[1], str) and not is_right(questions[0], None)
     assert "shorten it" in capsys.readouterr().out
+
+
+def test_a_stop_string_ends_an_answer(conversation):
+    whole = "".join(conversation.ask("春天"))
+    end = whole[len(whole) // 2 :][:1]
+    conversation.turns.clear()
+    conversation.sampling = dataclasses.replace(conversation.sampling, stop=(end,))
+    assert "".join(conversation.ask("春天")) == whole[: whole.index(end)]
+    assert conversation.turns[-1]["content"] == whole[: whole.index(end)]
