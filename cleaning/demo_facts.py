@@ -95,7 +95,7 @@ def check_relation(name, facts):
 
 
 def long_phrases(relations, facts):
-    """What a tokenizer should not make tokens of: runs of three or more characters of the wordings.
+    """What a tokenizer should not make tokens of: runs of four or more characters of the wordings.
 
     They repeat for every fact, so BPE joins "的首都是哪里" before it joins most names, and a wording that the model has
     not seen falls into pieces that it has not seen either.
@@ -103,8 +103,8 @@ def long_phrases(relations, facts):
     names = "\n".join({name for f in facts for name in (f.subject, f.answer, f.x)})
     wordings = "\n".join(PLACEHOLDER.sub("\n", t) for r in relations for t in r.statements + r.questions)
     phrases = set()
-    for run in set(re.findall(r"[\u4e00-\u9fff]{3,}", wordings)):
-        phrases |= {run[i:j] for i in range(len(run)) for j in range(i + 3, len(run) + 1)}
+    for run in set(re.findall(r"[\u4e00-\u9fff]{4,}", wordings)):
+        phrases |= {run[i:j] for i in range(len(run)) for j in range(i + 4, len(run) + 1)}
     return sorted(phrase for phrase in phrases if phrase not in names)
 
 
