@@ -17,28 +17,22 @@ from dataclasses import asdict
 from pathlib import Path
 
 from inference.chat import Conversation
-from inference.engine import Sampling, generate, stream_text
-from inference.opening import open_model
+from inference.engine import Sampling, continued
+from inference.opening import add_model_flags, open_typed, told
 from inference.terminal import BEGINNINGS, QUESTIONS, asked, converse, read_prompts, show, typed_lines
-from inference.text import until_stop
 from trainer import args
 from trainer.checkpoint import is_chat_stage, prepare_out_dir, write_atomically
-from trainer.runtime import choose_device
 
 
 def parse(argv):
     """The command line → (namespace, Sampling)."""
     parser = args.make_parser(__doc__)
-    args.add_flag(parser, "model", help="checkpoint (default: the newest in --out_dir)")
-    args.add_flag(parser, "lora", metavar="NAME", help="adapter: a name in --out_dir, or a folder in PEFT's format")
-    args.add_flag(parser, "out_dir", default="out", help="where to look for checkpoints (default: out)")
-    args.add_flag(parser, "tokenizer", help="tokenizer folder (default: the one recorded in the checkpoint)")
+    add_model_flags(parser)
     args.add_flag(parser, "prompts", help="a prompt per line, or .jsonl (default: the standard prompts)")
     args.add_flag(parser, "out", help="write the answers to this .jsonl file")
     args.add_flag(parser, "mode", choices=["auto", "chat", "complete"], default="auto", help="auto: by the stage")
     args.add_flag(parser, "system", default="", help="system prompt of the chat")
     args.add_flag(parser, "history", type=int, default=10, help="earlier exchanges the model is shown (default: 10)")
-    args.add_flag(parser, "device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     args.add_fields(parser.add_argument_group("sampling"), Sampling)
     typed = parser.parse_args(argv)
     if typed.history < 0:
@@ -48,11 +42,10 @@ def parse(argv):
 
 def opened(typed):
     """(model, tokenizer, its path as shown, whether it chats), with the adapter on if one was asked for."""
-    device = choose_device(typed.device)
-    model, tokenizer, about, path, adapter = open_model(typed.model, typed.lora, typed.out_dir, device, typed.tokenizer)
-    stage = about.get("stage", path.stem)
-    chats = typed.mode == "chat" or (typed.mode == "auto" and (bool(adapter) or is_chat_stage(stage)))
-    print(f"{path}: {stage}, {model.n_params():,} parameters" + (f", adapter {adapter}" if adapter else ""))
+    model, tokenizer, about, path, adapter = open_typed(typed)
+    chats = bool(adapter) or is_chat_stage(about.get("stage", path.stem))
+    chats = typed.mode == "chat" or (typed.mode == "auto" and chats)
+    print(told(model, about, path, adapter))
     return model, tokenizer, path, chats
 
 
@@ -63,7 +56,6 @@ def main(argv=None):
     prompts = read_prompts(typed.prompts) if typed.prompts else None
     model, tokenizer, path, chats = opened(typed)
     conversation = Conversation(model, tokenizer, sampling, typed.system, typed.history)
-    complete = lambda text: generate(model, [tokenizer.bos_id, *tokenizer.encode(text)], sampling, (tokenizer.eos_id,))  # noqa: E731
     if prompts is None and sys.stdin.isatty() and not typed.out:
         kind = "chat" if chats else "type the beginning of a text"
         if asked(f"[0] standard prompts  [1] {kind}: ") == "1":
@@ -77,8 +69,8 @@ def main(argv=None):
             conversation.turns.clear()  # each prompt stands alone
             record = {"prompt": prompt, "model": str(path), "sampling": asdict(sampling)}
             try:
-                pieces = conversation.ask(prompt) if chats else stream_text(tokenizer, complete(prompt))
-                records.append({**record, "answer": show(until_stop(pieces, sampling.stop))})
+                pieces = conversation.ask(prompt) if chats else continued(model, tokenizer, prompt, sampling)
+                records.append({**record, "answer": show(pieces)})
             except ValueError as error:  # one prompt that is too long does not cost the others their answers
                 print(f"error: {error}")
                 records.append({**record, "answer": "", "error": str(error)})

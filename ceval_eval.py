@@ -15,18 +15,15 @@ with its options; small models score at chance there. Guessing gives 25 %: the l
 import time
 from pathlib import Path
 
-import torch
-
 from evaluation import exam_results
 from evaluation.comparison import compare, write_samples
-from evaluation.exams import read_exam
+from evaluation.exams import read_exam, solved_examples
 from evaluation.multiple_choice import SCORINGS, STANDARD_INSTRUCTIONS, Prompts, score_exam
 from evaluation.reader import open_reader
+from inference.opening import add_model_flags
 from trainer import args
 from trainer.checkpoint import is_chat_stage, prepare_out_dir, provenance
-from trainer.runtime import choose_device, has_bf16
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from trainer.runtime import choose_device, choose_dtype
 
 
 def parse(argv):
@@ -37,19 +34,16 @@ def parse(argv):
     flag("split", "dev, val or test, or what the folder has (default: val)", default="val")
     flag("shots", "solved examples of dev before each question (default: 0)", type=int, default=0)
     flag("scoring", "default: both", default="both", choices=["cloze", "letter", "both"])
-    flag("model", "a checkpoint, or a folder of Hugging Face's (default: the newest in --out_dir)")
+    add_model_flags(parser, "a checkpoint, or a folder of Hugging Face's")
     flag("compare", "several, with a paired test", nargs="+", metavar="MODEL", default=[])
-    flag("lora", "adapter: a name in --out_dir, or a folder", metavar="NAME")
     flag("prompt", "auto: letters as a chat where the model was trained on chats, texts plain", default="auto",
          choices=["auto", "plain", "chat"])  # fmt: skip
     flag("instruction", "what stands before the examples, {subject} replaced; 'standard': the authors'", default="")
     flag("rotations", "orders of the options in letter scoring, 1 to 4 (default: 2)", type=int, default=2)
     flag("submit", "the scoring of submission.json (default: letter, or cloze_sum)", choices=[*SCORINGS])
-    flag("out_dir", "where to look for checkpoints (default: out)", default="out")
     flag("results_dir", "folder for the results (default: out/ceval)", default="out/ceval")
-    flag("tokenizer", "tokenizer folder (default: the one recorded in the checkpoint)")
-    flag("device", "auto, cpu, cuda, cuda:N or mps (default: auto)", default="auto")
-    flag("dtype", "of the layers (default: float32; scores are always float32)", default="float32", choices=[*DTYPES])
+    flag("dtype", "of the layers (default: float32; scores are always float32)", default="float32",
+         choices=["float32", "bfloat16", "float16"])  # fmt: skip
     typed = parser.parse_args(argv)
     if typed.shots < 0 or not 1 <= typed.rotations <= 4:
         raise ValueError(f"--shots {typed.shots} must be 0 or more, --rotations {typed.rotations} 1 to 4")
@@ -66,20 +60,15 @@ def parse(argv):
     return typed
 
 
-def prompts_for(typed, exam, stage):
-    """{"cloze", "letter": Prompts}: how this model is asked.
+def prompts_for(typed, exam, chats):
+    """{"cloze", "letter": Prompts}: how a model is asked that was trained on chats, or was not.
 
     A chat model answers in sentences, so even its knowledge of an option's bare text shows best in plain text.
     """
-    examples = {}
-    if typed.shots:
-        for q in read_exam(typed.data_dir, "dev").questions:
-            if q.answer is not None:
-                examples.setdefault(q.subject, []).append(q)
-        without = sorted(set(exam.names) - set(examples))
-        if without:
-            raise ValueError(f"--shots {typed.shots}: dev has no solved example of {', '.join(without[:5])}")
-    chats = is_chat_stage(stage) or bool(typed.lora)
+    examples = solved_examples(typed.data_dir) if typed.shots else {}
+    without = sorted(set(exam.names) - set(examples))
+    if typed.shots and without:
+        raise ValueError(f"--shots {typed.shots}: dev has no solved example of {', '.join(without[:5])}")
     chat = {"plain": (False, False), "chat": (True, True), "auto": (False, chats)}[typed.prompt]
     instruction = STANDARD_INSTRUCTIONS[exam.english] if typed.instruction == "standard" else typed.instruction
     prompts = {kind: Prompts(exam.english, c, instruction, examples) for kind, c in zip(("cloze", "letter"), chat)}
@@ -88,12 +77,11 @@ def prompts_for(typed, exam, stage):
 
 def take(typed, exam, path, folder):
     """One model takes the exam: its results are shown and saved; → ({scoring: (N, 4)}, samples of its text)."""
-    device, dtype = choose_device(typed.device), DTYPES[typed.dtype]
-    if dtype == torch.bfloat16 and not has_bf16(device):
-        raise ValueError(f"--dtype bfloat16: {device} has no bf16 units; use float32")
-    opened = open_reader(path, device, dtype, typed.tokenizer, typed.lora, typed.out_dir)
-    reader, tokenizer, about, path = opened
-    prompts = prompts_for(typed, exam, about["stage"])
+    device = choose_device(typed.device)
+    dtype, _ = choose_dtype(typed.dtype, device)
+    reader, tokenizer, about, path = open_reader(path, device, dtype, typed.tokenizer, typed.lora, typed.out_dir)
+    chats = is_chat_stage(about["stage"]) or bool(typed.lora)
+    prompts = prompts_for(typed, exam, chats)
     style = {kind: "chat" if p.chat else "plain" for kind, p in prompts.items()}
     how = ", ".join(f"{kind} in {words} prompts" for kind, words in style.items())
     print(f"\n{path}: {len(exam.questions)} questions of {typed.data_dir} ({typed.split}), {how}, {typed.dtype}")
@@ -111,11 +99,10 @@ def take(typed, exam, path, folder):
              "dtype": typed.dtype, "seconds": seconds, **provenance()}  # fmt: skip
     secret = all(q.answer is None for q in exam.questions)
     exam_results.save(folder, exam, scores, summary, facts, typed.submit if secret else None)
-    for line in exam_results.show(exam, summary):
+    for line in exam_results.show(summary):
         print(line)
     print(f"{len(exam.questions) / seconds:.1f} questions/s; details in {folder}")
-    chat = is_chat_stage(about["stage"]) or bool(typed.lora)
-    return scores, write_samples(reader, tokenizer, chat) if typed.compare else {}
+    return scores, write_samples(reader, tokenizer, chats) if typed.compare else {}
 
 
 def main(argv=None):

@@ -14,26 +14,17 @@ Paths: /v1/models, /v1/chat/completions, /v1/completions, /health, /metrics (Pro
 requests end (--drain_seconds) and refuses new ones; a second ctrl-C ends them.
 """
 
-import json
 import os
-from pathlib import Path
 
-from inference.chat import adapter_path
+from inference.opening import add_model_flags, open_typed, told
 from inference.service import ServeConfig, Service
-from model.lora import load_adapter
 from trainer import args
-from trainer.checkpoint import newest, open_checkpoint
-from trainer.runtime import choose_device
 
 
 def parse(argv):
     """The command line → (namespace, ServeConfig)."""
     parser = args.make_parser(__doc__)
-    args.add_flag(parser, "model", help="checkpoint (default: the newest in --out_dir)")
-    args.add_flag(parser, "lora", metavar="NAME", help="adapter: a name in --out_dir, or a folder in PEFT's format")
-    args.add_flag(parser, "out_dir", default="out", help="where to look for checkpoints (default: out)")
-    args.add_flag(parser, "tokenizer", help="tokenizer folder (default: the one recorded in the checkpoint)")
-    args.add_flag(parser, "device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add_model_flags(parser)
     args.add_flag(parser, "host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     args.add_flag(parser, "port", type=int, default=8998, help="port; 0: any that is free (default: 8998)")
     args.add_fields(parser.add_argument_group("limits"), ServeConfig)
@@ -45,28 +36,15 @@ def parse(argv):
     return typed, cfg
 
 
-def open_model(typed):
-    """(model, tokenizer, its name in the API), with the adapter on if one was asked for."""
-    adapter = adapter_path(typed.lora, typed.out_dir) if typed.lora else None
-    path = typed.model
-    if adapter and not path:
-        path = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    path = Path(path) if path else newest(typed.out_dir)
-    model, tokenizer, about = open_checkpoint(path, choose_device(typed.device), typed.tokenizer)
-    if adapter:
-        load_adapter(model, adapter)
-    stage = about.get("stage", path.stem)
-    print(f"{path}: {stage}, {model.n_params():,} parameters" + (f", adapter {adapter}" if adapter else ""))
-    return model, tokenizer, adapter.name if adapter else path.stem
-
-
 def main(argv=None):
     typed, cfg = parse(argv)
     try:
         from inference.server import Server
     except ModuleNotFoundError as error:
         raise ImportError(f"the server needs {error.name}: pip install -r requirements-serve.txt") from error
-    service = Service(*open_model(typed), cfg)
+    model, tokenizer, about, path, adapter = open_typed(typed)
+    print(told(model, about, path, adapter))
+    service = Service(model, tokenizer, adapter.name if adapter else path.stem, cfg)
     server = Server(service, typed.host, typed.port)
     if typed.host not in ("127.0.0.1", "::1", "localhost") and not cfg.api_key:
         print(f"{typed.host} can be reached by others and there is no key: set SERVE_API_KEY")

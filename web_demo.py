@@ -16,9 +16,8 @@ from pathlib import Path
 
 from inference.chat import Conversation
 from inference.engine import Sampling
-from model.lora import load_adapter
+from inference.opening import open_model
 from trainer import args
-from trainer.checkpoint import open_checkpoint
 from trainer.runtime import choose_device
 
 THOUGHT = re.compile(r"<think>.*?(?:</think>\s*|\Z)", re.DOTALL)  # folded when it is complete
@@ -104,10 +103,7 @@ def main(argv=None):
 
     @st.cache_resource(max_entries=2, show_spinner="loading the model")
     def load(path, changed, adapter, device):
-        model, tokenizer, _ = open_checkpoint(path, choose_device(device))
-        if adapter:
-            load_adapter(model, adapter)
-        return model, tokenizer
+        return open_model(path, adapter, typed.out_dir, choose_device(device))[:2]
 
     try:
         model, tokenizer = load(path, path.stat().st_mtime_ns, adapter, typed.device)

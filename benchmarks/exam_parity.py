@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started as a 
 
 import torch
 
-from evaluation.exams import LETTERS, read_exam
+from evaluation.exams import LETTERS, read_exam, solved_examples
 from evaluation.multiple_choice import Prompts, score_cloze, score_letter
 from evaluation.reader import Reader
 from inference.export import save_hugging_face
@@ -59,10 +59,7 @@ def main(argv=None):
 
     exam = read_exam(typed.data_dir, typed.split)
     exam.questions = exam.questions[: typed.limit]
-    examples = {}
-    for q in read_exam(typed.data_dir, "dev").questions:
-        examples.setdefault(q.subject, []).append(q)
-    prompts, shape = Prompts(exam.english, examples=examples), (len(exam.questions), 4)
+    prompts, shape = Prompts(exam.english, examples=solved_examples(typed.data_dir)), (len(exam.questions), 4)
     print("| model, scoring, shots | questions | same choice | ties that differ | largest difference, nats | |")
     print("|---|---:|---:|---:|---:|---|")
     for path in typed.model:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started as a 
 
 import torch
 
-from evaluation.exams import read_exam
+from evaluation.exams import read_exam, solved_examples
 from evaluation.multiple_choice import Prompts, score_cloze, score_letter
 from evaluation.reader import Reader
 from trainer import args
@@ -54,10 +54,7 @@ def main(argv=None):
     tokenizer = fresh()[1]
     exam = read_exam(typed.data_dir, typed.split)
     exam.questions = exam.questions[: typed.limit]
-    examples = {}
-    for q in read_exam(typed.data_dir, "dev").questions:
-        examples.setdefault(q.subject, []).append(q)
-    prompts = Prompts(exam.english, examples=examples)
+    prompts = Prompts(exam.english, examples=solved_examples(typed.data_dir))
     readers = {"one by one, fp32": OneByOne(fresh()[0]), "fp32": Reader(fresh()[0])}
     if has_bf16(device):
         readers["bf16"] = Reader(fresh()[0], torch.bfloat16)

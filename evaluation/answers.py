@@ -13,9 +13,8 @@ from pathlib import Path
 from evaluation.intervals import wilson
 from inference.chat import Conversation
 from inference.engine import Sampling
-from inference.opening import open_model
+from inference.opening import add_model_flags, open_typed
 from trainer import args
-from trainer.runtime import choose_device
 
 
 def is_right(question, reply):
@@ -70,14 +69,11 @@ def main(argv=None):
     """Asks every question greedily and prints the score."""
     parser = args.make_parser(__doc__)
     args.add_flag(parser, "questions", required=True, metavar="FILE.jsonl", help="questions and what is right")
-    args.add_flag(parser, "model", help="checkpoint (default: the newest in --out_dir)")
-    args.add_flag(parser, "lora", metavar="NAME", help="adapter: a name in --out_dir, or a folder")
-    args.add_flag(parser, "out_dir", default="out", help="where to look for checkpoints (default: out)")
-    args.add_flag(parser, "device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add_model_flags(parser)
     args.add_flag(parser, "max_new_tokens", type=int, default=60, help="longest reply (default: 60)")
     cfg = parser.parse_args(argv)
     questions = read_questions(cfg.questions)
-    model, tokenizer, _, path, _ = open_model(cfg.model, cfg.lora, cfg.out_dir, choose_device(cfg.device))
+    model, tokenizer, _, path, _ = open_typed(cfg)
     conversation = Conversation(model, tokenizer, Sampling(temperature=0, max_new_tokens=cfg.max_new_tokens), history=0)
     answered = list(zip(questions, replies(conversation, questions)))
     wrong = [(q, reply) for q, reply in answered if not is_right(q, reply)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from evaluation.exams import LETTERS
 from evaluation.intervals import mcnemar
 from inference.chat import Conversation
-from inference.engine import Sampling, generate, stream_text
+from inference.engine import Sampling, continued
 from inference.terminal import BEGINNINGS, QUESTIONS
 from trainer.checkpoint import save_json, write_atomically
 
@@ -51,10 +51,8 @@ def write_samples(reader, tokenizer, chat):
         return {prompt: reader.write(tokenizer, prompt, chat, SAMPLE_TOKENS) for prompt in prompts}
     sampling = Sampling(temperature=0, max_new_tokens=SAMPLE_TOKENS)
     conversation = Conversation(reader.model, tokenizer, sampling, history=0)
-    complete = lambda text: generate(  # noqa: E731
-        reader.model, [tokenizer.bos_id, *tokenizer.encode(text)], sampling, (tokenizer.eos_id,)
-    )
-    return {p: "".join(conversation.ask(p) if chat else stream_text(tokenizer, complete(p))) for p in prompts}
+    write = conversation.ask if chat else lambda text: continued(reader.model, tokenizer, text, sampling)
+    return {prompt: "".join(write(prompt)) for prompt in prompts}
 
 
 def table_of_samples(samples):

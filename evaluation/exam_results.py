@@ -95,7 +95,7 @@ def summarise(exam, scores, turned):
     }
 
 
-def show(exam, summary, by_subject=True):
+def show(summary):
     """The summary as lines for a person; a column per scoring."""
     names = [name for name, s in summary.items() if s["answered"]]
     if not names:
@@ -105,9 +105,9 @@ def show(exam, summary, by_subject=True):
     span = lambda interval: "-".join(f"{100 * end:.1f}" for end in interval)  # noqa: E731
     yield row("%", (name.partition("_")[0] for name in names))
     yield row("", (name.partition("_")[2].replace("_", " ") for name in names))
-    for key, wanted in (("subjects", by_subject), ("categories", True)):
+    for key in ("subjects", "categories"):
         entries = summary[names[0]][key]
-        if wanted and len(entries) > 1:
+        if len(entries) > 1:
             for entry in sorted(entries):
                 label = f"{entry[:28]} ({entries[entry]['questions']})"
                 yield row(label, (f"{100 * summary[name][key][entry]['accuracy']:.1f}" for name in names))

@@ -81,6 +81,15 @@ def read_exam(data_dir, split):
     return exam
 
 
+def solved_examples(data_dir):
+    """{subject: the Questions of dev whose answers are known}, for few-shot prompts."""
+    examples = defaultdict(list)
+    for question in read_exam(data_dir, "dev").questions:
+        if question.answer is not None:
+            examples[question.subject].append(question)
+    return dict(examples)
+
+
 def read_cells(file):
     """[(line number, cells)] of a CSV file; ValueError names the byte that is no UTF-8, or the line that is no CSV."""
     try:

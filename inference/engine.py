@@ -9,7 +9,7 @@ import torch
 
 from inference.request import Event, Token, told_tokens
 from inference.sampling import penalise, pick, pick_rows
-from inference.text import NO_STOPS, Stops, TextStream
+from inference.text import NO_STOPS, Stops, TextStream, until_stop
 from model.kv_cache import KVCache, SlotCache
 from model.LMConfig import check_knobs, knob
 
@@ -111,6 +111,12 @@ def stream_parts(tokenizer, ids):
 def stream_text(tokenizer, ids):
     """Turns an iterator of ids into an iterator of str that never ends in the middle of a character."""
     return (text for text, _ in stream_parts(tokenizer, ids))
+
+
+def continued(model, tokenizer, text, sampling):
+    """Yields how a text goes on, whole characters, up to EOS or a stop string; a base model's way of writing."""
+    ids = generate(model, [tokenizer.bos_id, *tokenizer.encode(text)], sampling, (tokenizer.eos_id,))
+    return until_stop(stream_text(tokenizer, ids), sampling.stop)
 
 
 class Engine:

@@ -5,7 +5,18 @@ import re
 from pathlib import Path
 
 from model.lora import load_adapter
+from trainer import args
 from trainer.checkpoint import newest, open_checkpoint
+from trainer.runtime import choose_device
+
+
+def add_model_flags(parser, model="checkpoint"):
+    """Adds the flags that name a model; `model` says what may be named."""
+    args.add_flag(parser, "model", help=f"{model} (default: the newest checkpoint in --out_dir)")
+    args.add_flag(parser, "lora", metavar="NAME", help="adapter: a name in --out_dir, or a folder in PEFT's format")
+    args.add_flag(parser, "out_dir", default="out", help="where to look for checkpoints (default: out)")
+    args.add_flag(parser, "tokenizer", help="tokenizer folder (default: the one recorded in the checkpoint)")
+    args.add_flag(parser, "device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
 
 
 def adapter_path(name, out_dir, cfg=None):
@@ -61,3 +72,14 @@ def open_model(path, lora, out_dir, device="cpu", tokenizer_dir=None):
         adapter = adapter or adapter_path(lora, out_dir, model.cfg)
         load_adapter(model, adapter, path)
     return model, tokenizer, about, path, adapter
+
+
+def open_typed(typed):
+    """open_model with what was typed behind the flags of add_model_flags."""
+    return open_model(typed.model, typed.lora, typed.out_dir, choose_device(typed.device), typed.tokenizer)
+
+
+def told(model, about, path, adapter):
+    """The line that says which model answers; arguments as open_model returns them."""
+    line = f"{path}: {about.get('stage', path.stem)}, {model.n_params():,} parameters"
+    return line + (f", adapter {adapter}" if adapter else "")

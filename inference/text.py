@@ -3,10 +3,6 @@
 import codecs
 import json
 
-from model.chat import BOS, CONTROLS, EOS
-
-TAGS = frozenset(CONTROLS) - {BOS, EOS}  # <think>, <tool_call>, …: a reader needs to see them
-
 
 class Stops(tuple):
     """Texts that end an answer: from one text, a JSON list of texts, or any sequence of texts; none is empty."""
@@ -59,8 +55,8 @@ def until_stop(pieces, stops):
 
 def shown_bytes(tokenizer, i):
     """The bytes a reader sees of id `i`: its own, the name of a tag, nothing for <s> and </s>."""
-    name = tokenizer.backend.id_to_token(i)
-    return name.encode() if name in TAGS else tokenizer.id_to_bytes(i)
+    tag = tokenizer.tags.get(i)
+    return tag.encode() if tag else tokenizer.id_to_bytes(i)
 
 
 class TextStream:

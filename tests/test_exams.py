@@ -295,7 +295,7 @@ def test_files_hold_every_choice_and_the_official_answer_sheet(tmp_path):
         rows = list(csv.DictReader(f))
     assert [rows[0][k] for k in ("id", "answer", "letter_choice", "letter_B")] == ["7", "", "B", "3.000000"]
     assert json.loads((tmp_path / "r/summary.json").read_text("utf-8"))["scorings"]["letter"]["accuracy"] is None
-    assert list(exam_results.show(exam, summary)) == ["the answers of this split are not known: nothing is counted"]
+    assert list(exam_results.show(summary)) == ["the answers of this split are not known: nothing is counted"]
 
 
 # ---- comparisons -----------------------------------------------------------------------------------------------------

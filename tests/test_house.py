@@ -59,6 +59,13 @@ def test_there_is_one_backward_in_the_project():
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_models_and_adapters_are_opened_in_one_place(path):
+    """inference/opening.py: a copy of it once put an adapter on a model that contained it already."""
+    called = {ast.unparse(node.func) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)}
+    assert not called & {"open_checkpoint", "load_adapter", "adapter_path"}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
 def test_a_script_says_what_it_does_and_stays_short(path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150
