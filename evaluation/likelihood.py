@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from model.kv_cache import common_prefix
+
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65536, "mps": 8192}  # positions per forward; on CPUs more only leaves the caches
 FULL_ENOUGH = 0.85  # of the longest row of a batch; much shorter ones wait for the next, unless it is still small
 WORTH_SHARING = 16  # ids; a shorter common beginning is computed again with each row
@@ -83,9 +85,9 @@ def row_of(context, continuations):
 
 def common_beginning(rows):
     """How many ids all trunks share, the last of each not counted."""
-    first, last = min(r.trunk for r in rows), max(r.trunk for r in rows)  # in between lies what is between them
-    shared = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
-    return min(shared, min(len(r.trunk) for r in rows) - 1)
+    trunks = [row.trunk for row in rows]
+    shared = common_prefix(min(trunks), max(trunks))  # the others lie between these two
+    return min(shared, min(map(len, trunks)) - 1)
 
 
 @torch.inference_mode()

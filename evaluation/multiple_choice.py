@@ -128,20 +128,18 @@ def fit_examples(tokenizer, limit, questions, shots, write, continuations):
 
 def score(reader, encoded, groups, progress=lambda n: None):
     """Encoded questions → (nats, tokens), each (N, options) float64; questions of one group may begin alike."""
-    requests, sizes = [], []
+    requests, sizes, places = [], [], []  # places: of each result among the options of all questions
     for pairs, group in zip(encoded, groups):
         by_context = defaultdict(list)
         for context, continuation in pairs:
-            by_context[tuple(context)].append(continuation)
+            by_context[tuple(context)].append((len(sizes), continuation))
             sizes.append(len(continuation))
-        requests.append((pairs, [Request(list(c), own, group) for c, own in by_context.items()]))
-    found = iter(log_probs(reader, [r for _, own in requests for r in own], progress).tolist())
-    nats = []
-    for pairs, own in requests:  # back into the order of the options
-        by_context = {tuple(r.context): iter([next(found) for _ in r.continuations]) for r in own}
-        nats += [next(by_context[tuple(context)]) for context, _ in pairs]
-    shape = (len(encoded), -1)
-    return torch.tensor(nats, dtype=torch.float64).view(shape), torch.tensor(sizes, dtype=torch.float64).view(shape)
+        for context, own in by_context.items():
+            requests.append(Request(list(context), [continuation for _, continuation in own], group))
+            places += [place for place, _ in own]
+    nats = torch.zeros(len(sizes), dtype=torch.float64)
+    nats[places] = log_probs(reader, requests, progress)
+    return nats.view(len(encoded), -1), torch.tensor(sizes, dtype=torch.float64).view(len(encoded), -1)
 
 
 def option_texts(exam, prompts):

@@ -42,8 +42,7 @@ def served(model, tokenizer, **limits):
     service.url, service.server = server.url, server
     thread = threading.Thread(target=server.run)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    wait_for(lambda: server.started, 30)
     yield service
     server.handle_exit(signal.SIGTERM, None)
     server.handle_exit(signal.SIGTERM, None)
