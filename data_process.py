@@ -35,7 +35,7 @@ from cleaning.files import progress_meter
 from cleaning.pieces import encoder_of
 from cleaning.pretrain import write_bins
 from cleaning.readers import expand_inputs
-from model.bin_data import bin_files, read_sidecar, tokenizer_of
+from model.bin_data import bin_files, tokenizer_for
 from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from trainer import args
 
@@ -131,8 +131,7 @@ def inspect(cfg):
 
     if cfg.file.endswith(".bin"):
         file = bin_files(cfg.file)[0]
-        tokenizer = load_tokenizer(cfg.tokenizer or tokenizer_of(file))
-        tokenizer.check(read_sidecar(file).get("tokenizer_hash"), tokenizer.vocab_size, file)
+        tokenizer = tokenizer_for(file, cfg.tokenizer)
         show(document_of(file, cfg.number, tokenizer), tokenizer)
     else:
         tokenizer = load_tokenizer(cfg.tokenizer)

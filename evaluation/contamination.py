@@ -28,8 +28,7 @@ from tqdm import tqdm
 from evaluation.exams import read_exam
 from evaluation.intervals import wilson
 from evaluation.texts import Text, bin_documents, data_files, groups, text_documents
-from model.bin_data import read_sidecar, tokenizer_of
-from model.chat import load_tokenizer
+from model.bin_data import tokenizer_for
 from trainer import args
 from trainer.checkpoint import prepare_out_dir, provenance, save_json
 
@@ -121,13 +120,6 @@ def runs_of(text, n):
 def finders(runs):
     """A list of Grams, one for each length in the set of runs."""
     return [Grams(n, {run for run in runs if len(run) == n}) for n in sorted({len(run) for run in runs})]
-
-
-def tokenizer_for(path, folder=None):
-    """The tokenizer that a .bin was made with, by --tokenizer, its .json or the project's; ValueError: another one."""
-    about, tokenizer = read_sidecar(path), load_tokenizer(folder or tokenizer_of(path))
-    tokenizer.check(about.get("tokenizer_hash"), about.get("vocab_size", tokenizer.vocab_size), path)
-    return tokenizer
 
 
 def texts_of(path, folder):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.chat import load_tokenizer
 from model.files import room_for, save_array
 
 SCAN = 1 << 24  # ids looked at at once while documents are found: 32 MB
@@ -45,6 +46,17 @@ def tokenizer_of(path):
         file = next(iter(sorted(file.glob("*.bin"))), file)
     folder = read_sidecar(file).get("tokenizer") if file.suffix == ".bin" else None
     return folder if folder and Path(folder, "tokenizer.json").is_file() else None
+
+
+def tokenizer_for(file, folder=None):
+    """The ChatTokenizer that a .bin was made with: in `folder`, the one its .json names, or the project's own.
+
+    Raises:
+        ValueError: it was made with another one.
+    """
+    about, tokenizer = read_sidecar(Path(file)), load_tokenizer(folder or tokenizer_of(file))
+    tokenizer.check(about.get("tokenizer_hash"), about.get("vocab_size", tokenizer.vocab_size), file)
+    return tokenizer
 
 
 def open_ids(file):
