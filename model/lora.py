@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.dropout import dropout
 from model.huggingface import from_stock, own_name, stock_name, to_stock
 from model.LMConfig import check_knobs, knob
 
@@ -65,7 +66,7 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         """(…, in) → (…, out)."""
-        thin = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)
+        thin = F.linear(dropout(x, self.dropout, self.training), self.lora_A)
         return F.linear(x, self.weight) + self.scale * F.linear(thin, self.lora_B)
 
     @torch.no_grad()

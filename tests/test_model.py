@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model.attention import attend
+from model.dropout import dropout
 from model.kv_cache import KVCache
 from model.LMConfig import LMConfig, config_for
-from model.model import RMSNorm, Transformer, attend
+from model.model import RMSNorm, Transformer
 from model.moe import balance_loss
 from model.rope import apply_rope, rope_table
 from tests.oracles import stock_llama, stock_qwen2_moe, v1_rope
@@ -163,14 +165,55 @@ def test_written_out_attention_equals_the_fused_one():
             torch.testing.assert_close(plain, fused, atol=1e-5, rtol=0)
 
 
-def test_attention_is_the_papers_formula_with_repeated_heads():
-    q, k, v = torch.randn(2, 6, 9, 8), torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 8)
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("packed", [False, True])
+def test_attention_is_the_papers_formula_with_repeated_heads_and_so_are_its_gradients(fused, packed):
+    T = 150  # more than two blocks of the way that training takes on a CPU
+    q, k, v = (torch.randn(2, heads, T, 8, requires_grad=True) for heads in (6, 3, 3))
+    docs = torch.randint(0, 4, (2, T)).sort().values
+    mask = torch.ones(T, T, dtype=torch.bool).tril()
+    if packed:
+        mask = (mask & (docs[:, :, None] == docs[:, None])).unsqueeze(1)
     expected = torch.zeros_like(q)
     for h in range(6):
         scores = q[:, h] @ k[:, h // 2].transpose(1, 2) / math.sqrt(8)
-        scores = scores + torch.full((9, 9), float("-inf")).triu(1)
-        expected[:, h] = scores.softmax(-1) @ v[:, h // 2]
-    torch.testing.assert_close(attend(q, k, v, None, 0.0, True), expected)
+        allowed = mask[:, 0] if packed else mask
+        expected[:, h] = torch.where(allowed, scores, float("-inf")).softmax(-1) @ v[:, h // 2]
+    with torch.no_grad():
+        torch.testing.assert_close(attend(q, k, v, mask if packed else None, 0.0, fused), expected)
+    trained = attend(q, k, v, mask if packed else None, 0.0, fused)
+    torch.testing.assert_close(trained, expected)
+    upstream = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, (q, k, v), upstream)
+    torch.testing.assert_close(torch.autograd.grad(trained, (q, k, v), upstream), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_dropped_attention_is_right_on_average_and_blocked_or_not():
+    q, k, v = torch.randn(1, 2, 70, 8), torch.randn(1, 1, 70, 8), torch.randn(1, 1, 70, 8)
+    whole = attend(q, k, v, None, 0.0, True)
+    for fused in (True, False):
+        mean = sum(attend(q.requires_grad_(), k, v, None, 0.3, fused).detach() for _ in range(2000)) / 2000
+        torch.testing.assert_close(mean, whole, atol=0.12, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(7,), (64, 1001)])
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_dropout_zeroes_its_share_keeps_the_mean_and_passes_gradients_through_the_same_mask(shape, p):
+    x = torch.rand(shape, requires_grad=True)
+    torch.manual_seed(0)
+    y = dropout(x, p)
+    kept = y != 0
+    torch.testing.assert_close(y[kept], x[kept] / (1 - p), atol=1e-4, rtol=1e-4)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient != 0, kept)
+    if x.numel() > 1000:  # six standard deviations
+        assert abs((~kept).double().mean() - p) < 6 * (p * (1 - p) / x.numel()) ** 0.5
+        neighbours = (kept[:, 1:] == kept[:, :-1]).double().mean()  # the four parts of a draw are independent
+        assert abs(neighbours - (p**2 + (1 - p) ** 2)) < 0.01
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x, p), y)
+    assert x.numel() < 1000 or not torch.equal(dropout(x, p), y)
+    assert dropout(x, p, training=False) is x and dropout(x, 0.0) is x
 
 
 def test_rope_equals_v1s_complex_formula_and_depends_on_distance_only():
@@ -252,11 +295,15 @@ def test_half_precision_autocast_stays_near_fp32_and_has_gradients(dtype, moe):
 
 
 def test_compiled_equals_eager():
-    ours, ids = make(), ids_for(make())
-    with torch.no_grad():
-        eager = ours(ids, ids).loss
-        ours.compile()
-        torch.testing.assert_close(ours(ids, ids).loss, eager, atol=1e-3, rtol=1e-5)
+    ours, ids = make(max_seq_len=140), ids_for(make(), length=140)
+    eager = ours(ids, ids).loss
+    gradients = torch.autograd.grad(eager, list(ours.parameters()))
+    ours.compile()
+    compiled = ours(ids, ids).loss
+    torch.testing.assert_close(compiled, eager, atol=1e-3, rtol=1e-5)
+    for ours_now, before in zip(torch.autograd.grad(compiled, list(ours.parameters())), gradients):
+        torch.testing.assert_close(ours_now, before, atol=1e-3, rtol=1e-4)
+    assert all(layer._compiled_call_impl is not None for layer in ours.layers)
     assert not any(k.startswith("_orig_mod") for k in ours.state_dict())
 
 

@@ -1,6 +1,7 @@
 """Where a run happens: device, number format, compiler, seeds."""
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -20,6 +21,7 @@ DTYPES = {
     "float16": torch.float16,
     "fp16": torch.float16,
 }
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 COMPILE_PAYS_AFTER = 300  # steps; compiling takes about a minute, which a short run never earns back
 
 
@@ -65,8 +67,20 @@ class Runtime:
             print(*parts, flush=True)
 
 
+def keep_freed_memory():
+    """Tells glibc to keep what is freed instead of handing it back; does nothing under another C library.
+
+    By default every tensor over 32 MiB is mapped anew, and the kernel zeroes its pages at first touch, in every step:
+    a tenth to a fifth of a small model's time on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] == "glibc" else None
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+
+
 def choose_device(name, local_rank=0):
-    """'auto', 'cpu', 'cuda', 'cuda:N' or 'mps' → torch.device; ValueError if it is not there."""
+    """'auto', 'cpu', 'cuda', 'cuda:N' or 'mps' → torch.device, made ready for use; ValueError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -87,6 +101,8 @@ def choose_device(name, local_rank=0):
         raise ValueError("--device mps was asked for, but PyTorch sees no Apple GPU; use --device cpu")
     elif device.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"--device {name} is not supported; write auto, cpu, cuda, cuda:N or mps")
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
 
 
