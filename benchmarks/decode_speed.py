@@ -35,6 +35,8 @@ from trainer.runtime import choose_device, machine
 class GrowingCache:
     """What most short implementations do: all keys and values are copied for every token."""
 
+    shared = 0
+
     def __init__(self, layers):
         self.length, self.kept = 0, [None] * layers
 
@@ -47,6 +49,10 @@ class GrowingCache:
             k, v = (torch.cat(pair, dim=2) for pair in zip(self.kept[layer], (k, v)))
         self.kept[layer] = (k, v)
         return k, v
+
+    def seen_by_all(self, layer):
+        """As KVCache.seen_by_all, without a beginning."""
+        return None
 
     def advance(self, count):
         """As KVCache.advance."""

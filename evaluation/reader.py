@@ -45,11 +45,7 @@ class Reader:
         ids, tree = lay_out(trunks, branches, padding_id=0)
         cache = None
         if beginning is not None:
-            B, T = ids.shape
-            cache = KVCache(self.model.cfg, B, beginning.length + T, self.device, self.dtype)
-            cache.keys[:, :, :, : beginning.length] = beginning.keys
-            cache.values[:, :, :, : beginning.length] = beginning.values
-            cache.length = beginning.length
+            cache = KVCache(self.model.cfg, *ids.shape, self.device, self.dtype, beginning)
         tree = None if plain else tree.to(self.device)
         reads = [[] for _ in trunks]
         for b, position in places:

@@ -6,14 +6,20 @@ import torch
 class KVCache:
     """Keys and values of the positions seen so far, for every layer, in memory taken once.
 
+    Args:
+        batch, capacity: rows, and how many positions each has room for, a shared beginning not counted.
+        beginning: a KVCache of one row that lies in front of all rows here; it is read where it is, not copied.
+
     Attributes:
-        length: how many positions are stored; the next token gets this position.
+        length: how many positions lie in front of the next token, the beginning's included.
+        shared: how many of them are the beginning's.
         keys, values: (n_layers, B, K, capacity, D).
     """
 
-    def __init__(self, cfg, batch=1, capacity=None, device="cpu", dtype=torch.float32):
+    def __init__(self, cfg, batch=1, capacity=None, device="cpu", dtype=torch.float32, beginning=None):
         self.capacity = capacity or cfg.max_seq_len
-        self.length = 0
+        self.beginning, self.shared = beginning, beginning.length if beginning else 0
+        self.length = self.shared
         shape = (cfg.n_layers, batch, cfg.n_kv_heads, self.capacity, cfg.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
@@ -22,15 +28,23 @@ class KVCache:
         """Makes sure that `count` more positions of `rows` sequences fit; ValueError with both numbers if not."""
         if rows != self.keys.shape[1]:
             raise ValueError(f"the cache was made for {self.keys.shape[1]} sequences, not {rows}; make a new KVCache")
-        if self.length + count > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} positions; {self.length} + {count} do not fit")
+        if self.length - self.shared + count > self.capacity:
+            own = self.length - self.shared
+            raise ValueError(f"the cache holds {self.capacity} positions; {own} + {count} do not fit")
 
     def append(self, layer, k, v):
-        """Stores k, v (B, K, T, D) behind what is there; returns all of the layer's k, v (B, K, length + T, D)."""
-        start, end = self.length, self.length + k.shape[2]
+        """Stores k, v (B, K, T, D) behind what is there; returns all of the rows' own k, v (B, K, S, D)."""
+        start = self.length - self.shared
+        end = start + k.shape[2]
         self.keys[layer, :, :, start:end] = k
         self.values[layer, :, :, start:end] = v
         return self.keys[layer, :, :, :end].to(k.dtype), self.values[layer, :, :, :end].to(v.dtype)
+
+    def seen_by_all(self, layer):
+        """k, v (1, K, shared, D) of the beginning; None without one."""
+        if not self.shared:
+            return None
+        return tuple(x[layer, :, :, : self.shared] for x in (self.beginning.keys, self.beginning.values))
 
     def advance(self, count):
         """Marks `count` appended positions as seen; called once per forward pass, after the last layer."""
@@ -92,10 +106,10 @@ class SlotRows:
         tokens: (B, T) the new ids.
         positions: (B, T) of each in its own text.
         longest: 1 + the largest position, S.
-        length: 0, because the positions count from the beginning of each text.
+        length, shared: 0, because the positions count from the beginning of each text.
     """
 
-    length = 0
+    length = shared = 0
 
     def __init__(self, cache, first, ids):
         self.cache, self.first, self.ids = cache, first, ids
@@ -128,6 +142,10 @@ class SlotRows:
             memory[row, :, self.positions] = new.transpose(1, 2).to(memory.dtype)  # (B, T, K, D)
             found.append(memory[own, :, : self.longest].to(new.dtype))
         return found
+
+    def seen_by_all(self, layer):
+        """None: what slots share is copied to each."""
+        return None
 
     def advance(self, count):
         """Notes the new ids as stored; called once per forward pass, after the last layer."""

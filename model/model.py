@@ -50,7 +50,12 @@ class Wanted(NamedTuple):
 
     def of(self, x):
         """Their part (B, R, C) of x (B, T, C)."""
-        return x.gather(1, self.positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        return take(x, self.positions)
+
+
+def take(x, positions):
+    """The (B, R, C) at `positions` (B, R) of x (B, T, C)."""
+    return x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 class RMSNorm(nn.Module):
@@ -87,7 +92,8 @@ class Attention(nn.Module):
         v = self.wv(x).view(B, T, self.K, self.D).transpose(1, 2)  # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, K, S, D)
-        y = attend(q, k, v, mask, self.dropout if self.training else 0.0, self.fused)
+        beginning = cache.seen_by_all(layer) if cache is not None else None
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0, self.fused, beginning)
         return dropout(self.wo(y.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
 
@@ -203,10 +209,12 @@ class Transformer(nn.Module):
             raise ValueError(f"{end} positions do not fit into max_seq_len {self.cfg.max_seq_len}; shorten the text")
         if cache is not None:
             cache.reserve(B, T)
-        mask = self._mask(T, start, docs, cache, tokens.device) if tree is None else tree.mask(start)
+        own = start - (cache.shared if cache is not None else 0)  # positions in front that the mask speaks of
+        mask = self._mask(T, own, docs, cache, tokens.device) if tree is None else tree.mask(own)
         places = slice(start, end) if tree is None else start + tree.positions
         cos, sin = self.rope_cos[places], self.rope_sin[places]  # (T, D/2), or (B, T, D/2) of a tree
-        wanted = None if at is None else self._wanted(at, cos, sin, mask, start + T)
+        fewer = at is not None and at.shape[1] < T
+        wanted = self._wanted(at, cos, sin, mask, own + T) if fewer else None
         counted = tokens.new_ones(B, dtype=torch.bool) if counted is None else counted
 
         x = dropout(self.tok_embeddings(tokens), self.cfg.dropout, self.training)  # (B, T, C)
@@ -218,6 +226,8 @@ class Transformer(nn.Module):
             load.append(layer_load)
         if cache is not None:
             cache.advance(T)
+        if at is not None and not fewer:
+            x = take(x, at)
         return self.norm(x), balance, torch.stack(load)
 
     @staticmethod

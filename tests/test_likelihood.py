@@ -9,6 +9,7 @@ from evaluation.likelihood import Request, log_probs
 from evaluation.multiple_choice import encode
 from evaluation.reader import HuggingFaceReader, HuggingFaceTokenizer, Reader, open_reader
 from inference.export import save_hugging_face
+from model.attention import attend, with_log_sum, written_out_with_log_sum
 from model.chat import load_tokenizer
 from model.kv_cache import KVCache
 from model.LMConfig import LMConfig
@@ -78,6 +79,28 @@ def test_a_branch_sees_the_trunk_and_itself_alone(model):
     states, _, _ = model.states(row, cache=cache, tree=tree)
     alone = model(torch.tensor([[20, 21, 22, 23, *trunk, *second]])).logits[0, 7:]
     assert torch.allclose(model.output(states)[0, 5:8], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("own", [None, "tree"])
+@pytest.mark.parametrize("T", [1, 9])
+def test_a_beginning_that_all_rows_share_is_attended_as_if_each_had_its_own(own, T):
+    q, k, v = torch.randn(3, 4, T, 8), torch.randn(3, 2, T, 8), torch.randn(3, 2, T, 8)
+    first_k, first_v = torch.randn(1, 2, 13, 8), torch.randn(1, 2, 13, 8)
+    seen = torch.ones(3, 1, T, T, dtype=torch.bool).tril()
+    if own:
+        seen = seen & (torch.rand(3, 1, T, T) < 0.6) | torch.eye(T, dtype=torch.bool)
+    whole = [torch.cat([a.expand(3, -1, -1, -1), b], 2) for a, b in ((first_k, k), (first_v, v))]
+    expected = attend(q, *whole, torch.cat([seen.new_ones(3, 1, T, 13), seen], -1), 0.0, False)
+    found = attend(q, k, v, seen if own else None, 0.0, True, (first_k, first_v))
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_log_of_the_sum_is_the_same_written_out():  # the way of devices whose kernel does not tell it
+    q, k, v = torch.randn(3, 4, 9, 8), torch.randn(3, 4, 9, 8), torch.randn(3, 4, 9, 8)
+    mask = torch.eye(9, dtype=torch.bool) | (torch.rand(3, 1, 9, 9) < 0.5)
+    for arguments in ((None, True), (None, False), (mask, False)):
+        for found, expected in zip(written_out_with_log_sum(q, k, v, *arguments), with_log_sum(q, k, v, *arguments)):
+            torch.testing.assert_close(found, expected)
 
 
 def test_a_tree_longer_than_the_context_is_refused_by_its_positions(model):
