@@ -4,7 +4,9 @@ import argparse
 import dataclasses
 import json
 import math
+import platform
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -187,6 +189,16 @@ def test_a_short_run_is_not_all_warmup_and_an_unknown_schedule_is_refused():
 
 
 # ---- devices and formats -------------------------------------------------------------------------------------------
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is asked for is glibc's")
+def test_on_a_cpu_freed_memory_is_kept_for_the_next_step():
+    resident = lambda: int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # noqa: E731
+    choose_device("cpu")
+    tensor = torch.ones(64 << 20)  # 256 MiB, each page touched
+    held = resident()
+    del tensor
+    assert resident() > held - 50
+
+
 def test_cuda_asked_for_and_absent_is_an_error_with_the_next_step(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == CPU
