@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.attention import attend
+from model.attention import BLOCKS_PAY_UP_TO, attend
 from model.dropout import dropout
 from model.kv_cache import KVCache
 from model.LMConfig import LMConfig, config_for
@@ -165,10 +165,10 @@ def test_written_out_attention_equals_the_fused_one():
             torch.testing.assert_close(plain, fused, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("T", [150, BLOCKS_PAY_UP_TO + 6])  # more than two blocks; longer than blocks are used for
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("packed", [False, True])
-def test_attention_is_the_papers_formula_with_repeated_heads_and_so_are_its_gradients(fused, packed):
-    T = 150  # more than two blocks of the way that training takes on a CPU
+def test_attention_is_the_papers_formula_with_repeated_heads_and_so_are_its_gradients(fused, packed, T):
     q, k, v = (torch.randn(2, heads, T, 8, requires_grad=True) for heads in (6, 3, 3))
     docs = torch.randint(0, 4, (2, T)).sort().values
     mask = torch.ones(T, T, dtype=torch.bool).tril()
