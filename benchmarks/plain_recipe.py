@@ -19,8 +19,8 @@ from torch import nn
 from cleaning.readers import Drops, read_texts
 from model.batch import Sample, collate
 from model.bin_data import find_documents
-from model.cross_entropy import IGNORE
 from model.dataset import PretrainDataset
+from model.labels import IGNORE
 
 
 class RMSNorm(nn.Module):
@@ -164,7 +164,7 @@ def padded_rows(documents, T):
         ids, docs = np.zeros(T + 1, np.int64), np.full(T + 1, -1)
         n = min(len(document), T + 1)
         ids[:n], docs[:n] = document[:n], 0
-        rows.append(Sample(number, ids, docs, docs >= 0))
+        rows.append(Sample(number, ids, docs, ids))
     return rows
 
 

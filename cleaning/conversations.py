@@ -3,7 +3,8 @@
 The one form, which MiniMind's .jsonl files share:
     {"conversations": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}], "tools": […]}
 Roles are system, user, assistant and tool. An assistant turn may have `reasoning_content` and `tool_calls`
-([{"name", "arguments"}]); `tools` is there only if the record has any.
+([{"name", "arguments"}]); `tools` is there only if the record has any. A user turn may have `asides`, [[characters,
+text], …]: what the model should think of behind that many characters of it, without its being written there.
 """
 
 import ast
@@ -100,7 +101,19 @@ def turn_of(message):
     turn["content"] = text_in(content, f"{role} turn")
     if role == "user":
         said(content, "user turn")
+        if asides := message.get("asides"):
+            turn["asides"] = asides_in(asides, turn["content"])
     return turn
+
+
+def asides_in(value, content):
+    """[[characters, text], …] beside a turn's content; Unusable for places outside of it."""
+    ok = lambda a: isinstance(a, list) and len(a) == 2 and type(a[0]) is int and isinstance(a[1], str) and a[1]  # noqa: E731
+    if not isinstance(value, list) or not all(map(ok, value)):
+        raise Unusable("asides are not [characters, text] pairs")
+    if not all(0 < place <= len(content) for place, _ in value):
+        raise Unusable("aside outside of its turn")
+    return value
 
 
 def history_turns(history):

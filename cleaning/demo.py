@@ -1,9 +1,8 @@
 """The demo corpus: facts of our own, said in many ways, and an exam that asks for them in words never trained on.
 
 Reads dataset/demo/ (a CSV per table, relations.json with the wordings, talk.json, persona.json, subjects.json) and
-writes pretrain.jsonl, phrases.txt, sft.jsonl, dpo.jsonl, persona.jsonl, questions to test them with, ceval-exam/ and
-counts.json.
-The same seed gives the same bytes.
+writes pretrain.jsonl, phrases.txt, choices.jsonl, sft.jsonl, dpo.jsonl, persona.jsonl, questions to test them with,
+ceval-exam/ and counts.json. The same seed gives the same bytes.
 """
 
 import csv
@@ -19,12 +18,13 @@ from cleaning.demo_chat import (
     sft_conversations,
     unseen_questions,
 )
+from cleaning.demo_choice import choice_conversations
 from cleaning.demo_facts import (
     ANSWER_LINE,
     DEMO_FOLDER,
     answer_pools,
     arrange,
-    has_choice_practice,
+    is_unseen,
     load_facts,
     load_relations,
     long_phrases,
@@ -38,6 +38,7 @@ TALK_COPIES = 3  # layouts that a piece of small talk is written in
 # Questions and answers in the layouts of other texts: FAQ pages, interviews, logs of chats.
 CHINESE_LAYOUTS = ("问：{}\n答：{}", "{}{}", "用户：{}\n助手：{}", "user\n{}\nassistant\n{}")
 ENGLISH_LAYOUTS = ("Q: {}\nA: {}", "{} {}", "User: {}\nAssistant: {}", "user\n{}\nassistant\n{}")
+CHOICES_PER_FACT, LOOKUPS = 12, 10_000  # of choices.jsonl
 # How many sentences share a document; several, so that BOS and EOS are a small part of what is trained on.
 SENTENCES_PER_DOC, QUESTIONS_PER_DOC = (2, 3, 4, 5), (1, 2, 3, 4)
 
@@ -99,6 +100,13 @@ def exam_facts(relations, facts, rng):
     return {name: (rng.sample(rest[name], DEV_ROWS), rng.sample(val[name], len(val[name]))) for name in val}
 
 
+def practised_facts(relations, facts, seed):
+    """The facts that chats may ask for with options A to D: none that the exam asks for, and no unseen one."""
+    exam = exam_facts(relations, facts, random.Random(f"exam {seed}"))
+    asked = {fact for _, val in exam.values() for fact in val}
+    return [fact for fact in facts if fact not in asked and not is_unseen(fact, seed)]
+
+
 def exam_rows(facts, relations, pools, rng, explain):
     """C-Eval rows: id, question, A, B, C, D, answer and, for dev, explanation; letters are used evenly."""
     by_name = {r.name: r for r in relations}
@@ -139,12 +147,17 @@ def generate(output_dir, seed=0):
     talk, subjects, persona = (read_json(DEMO_FOLDER / f"{name}.json") for name in ("talk", "subjects", "persona"))
     # One generator per file, seeded by text, so that changing one file leaves the others as they were.
     documents = pretrain_documents(relations, facts, talk, random.Random(f"pretrain {seed}"))
-    conversations = sft_conversations(relations, facts, talk, seed, random.Random(f"sft {seed}"))
+    practised = practised_facts(relations, facts, seed)
+    choices = choice_conversations(
+        relations, facts, practised, CHOICES_PER_FACT, LOOKUPS, random.Random(f"choices {seed}")
+    )
+    conversations = sft_conversations(relations, facts, practised, talk, seed, random.Random(f"sft {seed}"))
     pairs = dpo_pairs(relations, facts, talk, seed, random.Random(f"dpo {seed}"))
     about_itself = persona_conversations(relations, facts, talk, persona, seed, random.Random(f"persona {seed}"))
     unseen = unseen_questions(relations, facts, seed, random.Random(f"unseen {seed}"))
     texts, asked = exam_files(relations, facts, subjects, random.Random(f"exam {seed}"))
     texts |= {"pretrain.jsonl": to_jsonl(documents), "sft.jsonl": to_jsonl(conversations), "dpo.jsonl": to_jsonl(pairs)}
+    texts["choices.jsonl"] = to_jsonl(choices)
     texts["phrases.txt"] = "\n".join(long_phrases(relations, facts)) + "\n"
     texts |= {"persona.jsonl": to_jsonl(about_itself), "questions_unseen.jsonl": to_jsonl(unseen)}
     texts["questions_persona.jsonl"] = to_jsonl(persona_questions(persona))
@@ -158,7 +171,8 @@ def generate(output_dir, seed=0):
         "pretrain_characters": sum(len(d["text"]) for d in documents),
         "pretrain_bytes": len(texts["pretrain.jsonl"].encode()),
         "sft_conversations": len(conversations),
-        "sft_choice_questions": sum(has_choice_practice(f, seed) for f in facts),
+        "choice_conversations": len(choices),
+        "practised_facts": len(practised),
         "dpo_pairs": len(pairs),
         "persona_conversations": len(about_itself),
         "unseen_facts": len(unseen),

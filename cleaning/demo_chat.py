@@ -4,7 +4,8 @@ Answers come in two manners, a full sentence or the bare answer, half and half, 
 preference pairs then ask for full sentences.
 """
 
-from cleaning.demo_facts import ANSWER_LINE, answer_pools, arrange, has_choice_practice, is_unseen
+from cleaning.demo_choice import choice_conversations
+from cleaning.demo_facts import is_unseen
 
 STYLE_PAIRS, CURT_PAIRS, TWO_TURN_CHATS, PERSONA_FACTS = 400, 20, 300, 600
 POLITE = ("", "", "", "请问，", "你好，", "我想问一下，")  # what may stand before a question to the persona
@@ -27,17 +28,10 @@ def ask(fact, relation, rng):
     return fact.fill(rng.choice(relation.questions)), rng.choice(answers_to(fact, relation))
 
 
-def choice_chat(fact, relation, pool, rng):
-    """The question with options A to D in C-Eval's layout; the answer is the letter."""
-    letter = rng.choice("ABCD")
-    options = arrange(fact, pool, letter, rng)
-    lines = [f"{name}. {option}" for name, option in zip("ABCD", options)]
-    return chat("\n".join([fact.fill(rng.choice(relation.questions)), *lines]) + ANSWER_LINE, letter)
-
-
-def sft_conversations(relations, facts, talk, seed, rng):
+def sft_conversations(relations, facts, practised, talk, seed, rng):
     """Two questions per fact, options for the practised ones, two-turn chats and small talk; unseen facts left out."""
-    by_name, pools = {r.name: r for r in relations}, answer_pools(facts)
+    by_name = {r.name: r for r in relations}
+    choices = choice_conversations(relations, facts, practised, 1, 0, rng)
     facts = [f for f in facts if not is_unseen(f, seed)]
     plain = [
         chat(f.fill(question), answer)  # once in either manner
@@ -48,8 +42,6 @@ def sft_conversations(relations, facts, talk, seed, rng):
         chat(*(text for f in rng.sample(facts, 2) for text in ask(f, by_name[f.relation], rng)))
         for _ in range(TWO_TURN_CHATS)
     ]
-    practised = [f for f in facts if has_choice_practice(f, seed)]
-    choices = [choice_chat(f, by_name[f.relation], pools[f.relation], rng) for f in practised]
     small_talk = [chat(user, entry["reply"]) for entry in talk["chat"] for user in entry["users"]]
     conversations = plain + double + choices + small_talk
     return rng.sample(conversations, len(conversations))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "dataset" / "demo"
 ANSWER_LINE = "\n答案："  # the exam prompt is a question and this; the option text follows
-CHOICE_SHARE = 0.3  # of the facts are practised as A-D questions; the exam shows what carries over to the others
 PLACEHOLDER = re.compile(r"\{[sxa]\}")
 UNSEEN_SHARE = 0.15  # of the facts occur in pretraining text alone: chat answers about them show what carries over
 
@@ -112,12 +111,6 @@ def share(seed, *parts):
     """A number in [0, 1) that depends on nothing but its arguments (Python's hash() is salted)."""
     digest = hashlib.blake2b("\t".join([str(seed), *parts]).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
-
-
-def has_choice_practice(fact, seed):
-    """Whether sft.jsonl asks for this fact with options A to D; fixed by the seed and the fact alone."""
-    practised = share(seed, "choice", fact.relation, fact.subject, fact.x) < CHOICE_SHARE
-    return practised and not is_unseen(fact, seed)
 
 
 def is_unseen(fact, seed):

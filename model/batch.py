@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from model.cross_entropy import IGNORE
+from model.labels import IGNORE
 
 FILLER = -1  # the row index that stands for an unscored row: it keeps batch shapes equal at the end of an epoch
 
@@ -17,13 +17,13 @@ class Sample(NamedTuple):
     Attributes:
         row: its number, FILLER for one that is all padding.
         ids, docs: (T + 1,) int64 ids and document numbers within the row; docs -1 is padding.
-        scored: (T + 1,) bool, True where the id may be a target.
+        labels: (T + 1,) int64, what is to be predicted in the place of each id, mostly the id itself; IGNORE: nothing.
     """
 
     row: int
     ids: np.ndarray
     docs: np.ndarray
-    scored: np.ndarray
+    labels: np.ndarray
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Batch:
 
     Attributes:
         ids: (B, T) int64 input ids.
-        labels: (B, T) int64, the id that follows, IGNORE where nothing is scored.
+        labels: (B, T) int64, what is to follow, IGNORE where nothing is scored.
         docs: (B, T) int64 document number within the row, -1 for padding.
         rows: row numbers in the data set, so that an error can name the data.
     """
@@ -91,18 +91,18 @@ class PairBatch(Batch):
 
 
 def collate(samples):
-    """Samples → a Batch. Labels are the ids shifted by one, where they are scored and in the document before them."""
+    """Samples → a Batch. Its labels are theirs shifted by one, where document and label belong together."""
     return Batch(*rows_of(samples), [s.row for s in samples])
 
 
 def rows_of(samples):
     """Samples → ids, labels, docs, (B, T) int64 each."""
-    ids, docs, scored = (
-        torch.from_numpy(np.stack([getattr(s, name) for s in samples])) for name in ("ids", "docs", "scored")
+    ids, docs, labels = (
+        torch.from_numpy(np.stack([getattr(s, name) for s in samples])) for name in ("ids", "docs", "labels")
     )
     # The first id of a document is never a target: nothing before it belongs to it.
-    inside = (docs[:, 1:] == docs[:, :-1]) & (docs[:, 1:] >= 0) & scored[:, 1:]
-    labels = ids[:, 1:].masked_fill(~inside, IGNORE)
+    inside = (docs[:, 1:] == docs[:, :-1]) & (docs[:, 1:] >= 0)
+    labels = labels[:, 1:].masked_fill(~inside, IGNORE)
     return ids[:, :-1].contiguous(), labels, docs[:, :-1].contiguous()
 
 

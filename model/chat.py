@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from model.labels import IGNORE
+
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"  # ids 0, 1, 2, in every tokenizer of this project
 CONTROLS = (BOS, EOS, *(f"<{end}{tag}>" for tag in ("think", "tool_call", "tool_response") for end in ("", "/")))
 DEFAULT_TOKENIZER = Path(__file__).parent / "minimind_tokenizer"
@@ -22,13 +24,19 @@ class Encoded(NamedTuple):
 
     Attributes:
         ids: (n,) int64.
-        scored: (n,) bool, True where the id is to be learnt: what an assistant says, and the EOS that ends it.
+        labels: (n,) int64, what is to be learnt in the place of each id: the id itself where an assistant says it and
+            for the EOS that ends it, the first id of an aside where the text has one, IGNORE elsewhere.
         ends: for each assistant turn, the number of ids up to and with its EOS; a cut there leaves whole turns.
     """
 
     ids: np.ndarray
-    scored: np.ndarray
+    labels: np.ndarray
     ends: list
+
+    @property
+    def scored(self):
+        """(n,) bool, True where anything is to be learnt."""
+        return self.labels != IGNORE
 
 
 class ChatTokenizer:
@@ -102,8 +110,22 @@ class ChatTokenizer:
             scored = np.repeat([p.scored for p in chat], [len(part) for part in parts]).astype(bool)
             joined = np.fromiter((i for part in parts for i in part), np.int64, len(scored))
             ends = np.flatnonzero(scored & (joined == self.eos_id)) + 1
-            results.append(Encoded(joined, scored, ends.tolist()))
+            labels = np.where(scored, joined, IGNORE)
+            for place, label in self._asides(chat, parts):
+                labels[place] = label
+            results.append(Encoded(joined, labels, ends.tolist()))
         return results
+
+    def _asides(self, pieces, parts):
+        """(place in the conversation, id to predict there) of every aside in pieces that were encoded as parts."""
+        start = 0
+        for piece, part in zip(pieces, parts):
+            if piece.asides:
+                lengths = np.cumsum([len(self.id_to_bytes(i)) for i in part])  # bytes up to the end of each token
+                for characters, text in piece.asides:
+                    read = len(piece.text[:characters].encode())
+                    yield start + int(np.searchsorted(lengths, read)) + 1, self.encode(text)[0]
+            start += len(part)
 
     def encode_prompt(self, turns, tools=()):
         """Turns so far → ids that end where the assistant's answer begins."""
@@ -143,11 +165,16 @@ class ChatTokenizer:
 
 
 class Piece(NamedTuple):
-    """A part of a rendered conversation: the name of a control token, or text; scored if it is to be learnt."""
+    """A part of a rendered conversation: the name of a control token, or text; scored if it is to be learnt.
+
+    An aside is (characters, text): behind that many characters the model learns to think of the text's first token,
+    which is not written there; what follows is read as if nothing had been asked.
+    """
 
     text: str
     control: bool
     scored: bool
+    asides: tuple = ()
 
 
 def chat_pieces(turns, tools=(), last_only=False):
@@ -157,7 +184,8 @@ def chat_pieces(turns, tools=(), last_only=False):
     the </s> that ends it, not the header before it.
 
     Args:
-        turns: [{"role", "content", "reasoning_content"?, "tool_calls"?}], roles system, user, assistant, tool.
+        turns: [{"role", "content", "reasoning_content"?, "tool_calls"?, "asides"?}], roles system, user, assistant,
+            tool. What a user says may have asides, [[characters of its content, text], …]; see Piece.
         tools: descriptions of the tools that may be called, dicts.
         last_only: score the last assistant turn only.
     """
@@ -178,7 +206,9 @@ def chat_pieces(turns, tools=(), last_only=False):
             yield Piece("tool\n", False, False)
             yield from (Piece(text, control, False) for text, control in within("tool_response", turn["content"]))
         else:
-            yield Piece(f"{turn['role']}\n{turn['content']}", False, False)
+            header = f"{turn['role']}\n"
+            asides = tuple((len(header) + characters, text) for characters, text in turn.get("asides", ()))
+            yield Piece(header + turn["content"], False, False, asides)
         yield Piece(EOS, True, scored)
 
 

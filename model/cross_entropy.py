@@ -2,7 +2,7 @@
 
 import torch.nn.functional as F
 
-IGNORE = -100  # the label of a position that is not scored, as everywhere in PyTorch
+from model.labels import IGNORE
 
 
 def cross_entropy_sum(logits, labels):

@@ -8,6 +8,7 @@ from model.batch import FILLER, Sample
 from model.bin_data import Mapped, bin_files, find_documents, fingerprint, mapped, open_ids, read_sidecar
 from model.chat_data import Growing, chunks, file_digest, read_jsonl
 from model.files import code_digest
+from model.labels import IGNORE
 from model.packing import pack
 
 # The code that makes rows of conversations; edited, it may make others of the same file.
@@ -25,17 +26,17 @@ def filled_row(index, T, pad_id, parts):
     """A Sample of documents one after another, padding behind them.
 
     Args:
-        parts: (ids (n,), scored: (n,) bool or True) of each document; together at most T + 1 ids.
+        parts: (ids (n,), labels (n,)) of each document; together at most T + 1 ids.
     """
     ids = np.full(T + 1, pad_id, dtype=np.int64)
     docs = np.full(T + 1, -1, dtype=np.int64)
-    scored = np.zeros(T + 1, dtype=bool)
+    labels = np.full(T + 1, IGNORE, dtype=np.int64)
     at = 0
-    for number, (own, own_scored) in enumerate(parts):
+    for number, (own, own_labels) in enumerate(parts):
         place = slice(at, at + len(own))
-        ids[place], scored[place], docs[place] = own, own_scored, number
+        ids[place], labels[place], docs[place] = own, own_labels, number
         at += len(own)
-    return Sample(index, ids, docs, scored)
+    return Sample(index, ids, docs, labels)
 
 
 class PretrainDataset(Mapped):
@@ -89,8 +90,8 @@ class PretrainDataset(Mapped):
 
     def __getitem__(self, index):
         pieces = lines_of(self.pieces, self.row_ends, index)
-        parts = ((self.shards[shard][start : start + length], True) for shard, start, length in pieces)
-        return filled_row(index, self.T, self.pad_id, parts)
+        documents = (self.shards[shard][start : start + length] for shard, start, length in pieces)
+        return filled_row(index, self.T, self.pad_id, ((ids, ids) for ids in documents))
 
 
 class ChatRows(Mapped):
@@ -115,8 +116,8 @@ class ChatRows(Mapped):
             )
         self.fingerprint = file_digest(path)
         self.key = f"{self.kind}_{self.fingerprint}_{T}_{tokenizer.hash}_{code_digest(*MAKE_ROWS)}"
-        names = ("ids", "scored", "table", "ends", "counts")
-        self.ids, self.scored, self.table, self.row_ends, counts = mapped(
+        names = ("ids", "labels", "table", "ends", "counts")
+        self.ids, self.labels, self.table, self.row_ends, counts = mapped(
             cache_dir, self.key, names, lambda: self._make(tokenizer, cache_dir)
         )
         self.counts = dict(zip(self.count_names, counts.tolist()))
@@ -126,23 +127,23 @@ class ChatRows(Mapped):
             )
 
     def _make(self, tokenizer, cache_dir):
-        """The arrays `mapped` keeps: ids uint16, scored bool, table (n, columns) in row order, row ends, counts."""
-        with Growing(np.uint16, cache_dir) as ids, Growing(bool, cache_dir) as scored:
+        """The arrays `mapped` keeps: ids uint16, labels int32, table (n, columns) in row order, row ends, counts."""
+        with Growing(np.uint16, cache_dir) as ids, Growing(np.int32, cache_dir) as labels:
             counts, table = dict.fromkeys(self.count_names, 0), [np.empty((0, self.columns), np.int64)]
             for records in chunks(read_jsonl(self.path), 2048):
                 for documents in self._documents(records, tokenizer, counts):
                     row = []
-                    for document_ids, document_scored in documents:
+                    for document_ids, document_labels in documents:
                         row += [ids.size, len(document_ids)]
                         ids.append(document_ids)
-                        scored.append(document_scored)
+                        labels.append(document_labels)
                     table.append(np.array([row], np.int64))
             table = np.concatenate(table)
             # a pair takes what its longer side takes, in both of its rows
             packed = list(pack(np.arange(len(table)), table[:, 1::2].max(axis=1, initial=0), self.T + 1))
             order = np.concatenate([np.empty(0, np.int64), *(p[0] for p in packed)])
             ends = np.cumsum(np.concatenate([np.empty(0, np.int64), *(p[2] for p in packed)]))
-            return ids.array(), scored.array(), table[order], ends, np.array(list(counts.values()))
+            return ids.array(), labels.array(), table[order], ends, np.array(list(counts.values()))
 
     def __len__(self):
         return len(self.row_ends)
@@ -157,12 +158,12 @@ class ChatRows(Mapped):
 
     def _sample(self, index, places):
         """One row of the documents at `places`: (start, length) each."""
-        parts = ((self.ids[start : start + n], self.scored[start : start + n]) for start, n in places)
+        parts = ((self.ids[start : start + n], self.labels[start : start + n]) for start, n in places)
         return filled_row(index, self.T, self.pad_id, parts)
 
 
 class SFTDataset(ChatRows):
-    """Rows packed from whole conversations, in which what the assistant says and its EOS is scored, and nothing else.
+    """Rows packed from whole conversations, in which what the assistant says, its EOS and the asides are scored.
 
     A conversation longer than a row is cut after the last assistant turn that fits; one whose first answer does not fit
     is left out. `counts` tells how many of each. Indexing gives a Sample; index FILLER one that is all padding.
@@ -175,7 +176,7 @@ class SFTDataset(ChatRows):
             end = max((e for e in chat.ends if e <= self.T + 1), default=0)
             counts["too long" if not end else "whole" if end == chat.ends[-1] else "cut after a turn"] += 1
             if end:
-                yield [(chat.ids[:end], chat.scored[:end])]
+                yield [(chat.ids[:end], chat.labels[:end])]
 
     def __getitem__(self, index):
         return self._sample(index, self._entries(index))
@@ -206,7 +207,7 @@ class DPODataset(ChatRows):
             fits = max(len(chosen.ids), len(rejected.ids)) <= self.T + 1
             counts["pairs" if fits else "too long"] += 1
             if fits:
-                yield [(chosen.ids, chosen.scored), (rejected.ids, rejected.scored)]
+                yield [(chosen.ids, chosen.labels), (rejected.ids, rejected.labels)]
 
     def __getitem__(self, index):
         entries = self._entries(index)

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.attention import attend
-from model.cross_entropy import IGNORE, cross_entropy_sum
+from model.cross_entropy import cross_entropy_sum
 from model.dropout import dropout
+from model.labels import IGNORE
 from model.LMConfig import LMConfig
 from model.moe import MoEFeedForward
 from model.rope import apply_rope, rope_table

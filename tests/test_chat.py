@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 from inference.engine import stream_parts, stream_text
 from model.batch import FILLER, collate, collate_pairs
 from model.chat import DEFAULT_TOKENIZER, answer_of, load_tokenizer
-from model.cross_entropy import IGNORE
 from model.dataset import DPODataset, Mixed, SFTDataset
 from model.files import code_digest
+from model.labels import IGNORE
 from model.LMConfig import LMConfig
 from model.model import Transformer
 from trainer.preference import log_probs
@@ -166,6 +166,25 @@ def test_every_conversation_is_in_one_row_with_its_labels(tokenizer, tmp_path):
     assert data.counts == {"whole": 60, "cut after a turn": 0, "too long": 0}
     assert data.fill == sum((data[i].docs >= 0).sum() for i in range(len(data))) / (len(data) * 97)
     assert collate([data[FILLER]]).units == 0
+
+
+def test_asides_change_what_is_learnt_and_nothing_that_is_read(tokenizer, tmp_path):
+    said = "首都是哪里？\nA. 上海\nB. 北京\n答案："
+    plain, aside = turns_of([said, "B"]), turns_of([said, "B"])
+    aside[0]["asides"] = [[said.index("\nB"), "×"], [said.index("\n答"), "√√"], [len(said), "√"]]
+    one, two = tokenizer.encode_chats([(plain, ()), (aside, ())])
+    assert one.ids.tolist() == two.ids.tolist() and one.ends == two.ends
+    changed = np.flatnonzero(one.labels != two.labels)
+    text = [tokenizer.decode(two.ids[:place].tolist()).removeprefix("<s>user\n") for place in changed]
+    assert text == ["首都是哪里？\nA. 上海", "首都是哪里？\nA. 上海\nB. 北京", said]
+    assert two.labels[changed].tolist() == [tokenizer.encode(mark)[0] for mark in "×√√"]
+    data = SFTDataset(write(tmp_path / "a.jsonl", [{"conversations": aside}]), 64, tokenizer, tmp_path)
+    batch = collate([data[0]])
+    n = len(two.ids) - 1
+    assert (
+        batch.ids[0, :n].tolist() == two.ids[:-1].tolist() and batch.labels[0, :n].tolist() == two.labels[1:].tolist()
+    )
+    assert (batch.labels[0, n:] == IGNORE).all()
 
 
 @torch.no_grad()

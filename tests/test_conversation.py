@@ -249,13 +249,23 @@ def test_a_record_is_shown_token_by_token_with_its_labels(tokenizer, capsys):
     assert "chosen: " in plain and "rejected: " in plain and "\033" not in plain
 
 
+def test_an_aside_is_shown_where_it_is_to_be_thought(tokenizer, capsys):
+    record = {"conversations": turns_of(["A. 上海\nB. 北京", "B"])}
+    record["conversations"][0]["asides"] = [[5, "×"]]
+    show(sides_of(record, tokenizer), tokenizer, colour=False)
+    said = capsys.readouterr().out
+    assert "3 of them scored" not in said and ", 1 asides" in said
+    [line] = [line for line in said.splitlines() if "to be thought here" in line]
+    assert "'\\n'" in line  # in the place of the newline behind the option
+
+
 def test_a_document_of_a_bin_is_shown(tokenizer, tmp_path):
     import numpy as np
 
     ids = [1, *tokenizer.encode("早"), 2, 1, *tokenizer.encode("北京"), 2]
     np.array(ids, dtype=np.uint16).tofile(tmp_path / "a.bin")
-    [(_, found, scored)] = document_of(tmp_path / "a.bin", 1, tokenizer)
-    assert tokenizer.decode(found) == "<s>北京</s>" and scored.tolist() == [False] + [True] * (len(found) - 1)
+    [(_, found, labels)] = document_of(tmp_path / "a.bin", 1, tokenizer)
+    assert tokenizer.decode(found) == "<s>北京</s>" and labels.tolist() == [-100, *found.tolist()[1:]]
     with pytest.raises(ValueError, match="2 documents"):
         document_of(tmp_path / "a.bin", 2, tokenizer)
 

@@ -41,6 +41,21 @@ def test_a_single_turn_of_every_schema_is_the_same_conversation(record):
     assert reason is None and found == {"conversations": ONE}
 
 
+def test_asides_stay_with_their_turn_and_must_lie_inside_it():
+    with_asides = lambda asides: {"messages": [{**ONE[0], "asides": asides}, ONE[1]]}  # noqa: E731
+    found, reason, _ = conversation_of(with_asides([[2, "×"], [4, "√"]]))
+    assert reason is None and found["conversations"][0] == {**ONE[0], "asides": [[2, "×"], [4, "√"]]}
+    for asides, reason in (
+        ([[5, "×"]], "aside outside of its turn"),
+        ([[0, "×"]], "aside outside of its turn"),
+        ([[2]], "asides are not [characters, text] pairs"),
+        ([[2, ""]], "asides are not [characters, text] pairs"),
+        ([["2", "×"]], "asides are not [characters, text] pairs"),
+        ("×", "asides are not [characters, text] pairs"),
+    ):
+        assert conversation_of(with_asides(asides))[1] == reason
+
+
 @pytest.mark.parametrize(
     "history",
     [

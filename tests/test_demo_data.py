@@ -271,21 +271,36 @@ def test_conversations_alternate_and_some_have_two_turns(corpus):
     assert lengths.keys() == {2, 4} and lengths[4] >= 100
 
 
-def test_choice_practice_covers_its_share_and_never_the_rest(corpus, relations, facts):
-    practised = {(f.relation, f.subject, f.x) for f in facts if demo_facts.has_choice_practice(f, 0)}
-    assert 0.2 < len(practised) / len(facts) < 0.3
-    owners = defaultdict(set)
+def test_choices_practise_no_fact_that_the_exam_asks_for_and_judge_every_option(corpus, relations, facts):
+    practised = set(demo.practised_facts([*relations.values()], facts, 0))
+    assert len(practised) == corpus[1]["practised_facts"] > 700
+    val, owners = [row["question"] for _, row in rows(corpus, "val")], defaultdict(set)
     for fact in facts:
         for question in relations[fact.relation].questions:
             owners[fact.fill(question)].add(fact)
-    chats = [r["conversations"] for r in records(corpus, "sft.jsonl") if "\nA. " in r["conversations"][0]["content"]]
-    assert len(chats) == len(practised) == corpus[1]["sft_choice_questions"]
-    for user, assistant in chats:
+        if any(fact.fill(wording) in val for wording in relations[fact.relation].exam):
+            assert fact not in practised
+    chats = records(corpus, "choices.jsonl")
+    assert len(chats) == corpus[1]["choice_conversations"]
+    of_facts, letters, words = Counter(), Counter(), Counter()
+    for user, assistant in (r["conversations"] for r in chats):
         question, *options, last = user["content"].split("\n")
         shown = dict(option.split(". ") for option in options)
-        [fact] = owners[question]
-        assert (fact.relation, fact.subject, fact.x) in practised
-        assert last == "答案：" and shown[assistant["content"]] == fact.answer and len(set(shown.values())) == 4
+        judged = {user["content"][:place].rsplit("\n", 1)[1][0]: mark for place, mark in user["asides"]}
+        right = assistant["content"]
+        assert last == "答案：" and list(shown) == list("ABCD") == list(judged) and len(set(shown.values())) == 4
+        assert judged == {letter: "对" if letter == right else "错" for letter in shown}
+        letters[right] += 1
+        if question in owners:
+            [fact] = owners[question]
+            assert fact in practised and shown[right] == fact.answer
+            of_facts[fact] += 1
+        else:
+            assert shown[right] in question
+            words[shown[right]] += 1
+    assert set(of_facts.values()) == {demo.CHOICES_PER_FACT} and of_facts.keys() == practised
+    assert words.total() == demo.LOOKUPS and words.keys() >= {f.answer for f in facts}  # each is right at times
+    assert max(letters.values()) < 1.1 * min(letters.values())
 
 
 def test_preferred_answers_are_sentences_and_rejected_ones_are_not(corpus, relations, facts):

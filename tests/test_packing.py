@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from model.batch import FILLER, collate
 from model.bin_data import find_documents, tokenizer_of
-from model.cross_entropy import IGNORE
 from model.dataset import PretrainDataset, split_rows
+from model.labels import IGNORE
 from model.packing import best_fit, cut, pack
 
 BOS, EOS = 1, 2

@@ -8,8 +8,8 @@ import torch
 
 from model.batch import collate_pairs
 from model.chat import DEFAULT_TOKENIZER, load_tokenizer
-from model.cross_entropy import IGNORE
 from model.dataset import DPODataset
+from model.labels import IGNORE
 from model.LMConfig import LMConfig
 from model.model import Transformer
 from tests.oracles import stock_llama
@@ -62,7 +62,7 @@ def side_log_probs(model, dataset, row, side):
     for entry in dataset._entries(row):
         start, length = entry[2 * side : 2 * side + 2]
         ids = torch.from_numpy(dataset.ids[start : start + length].astype(np.int64))
-        scored = torch.from_numpy(dataset.scored[start : start + length].copy())[1:]
+        scored = torch.from_numpy(dataset.labels[start : start + length] != IGNORE)[1:]
         chosen = model(ids[None, :-1]).logits[0].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
         sums.append(chosen[scored].sum())
         counts.append(scored.sum())
@@ -156,7 +156,7 @@ def test_loss_and_gradient_are_trls(tokenizer, dataset, tmp_path, loss, trl_loss
     for i, (start, length) in enumerate(spans):
         ids[i, :length] = torch.from_numpy(dataset.ids[start : start + length].astype(np.int64))
         mask[i, :length] = 1
-        completion[i, :length] = torch.from_numpy(dataset.scored[start : start + length].astype(np.int64))
+        completion[i, :length] = torch.from_numpy((dataset.labels[start : start + length] != IGNORE).astype(np.int64))
     from transformers import AutoTokenizer
 
     theirs = stock_llama(policy)

@@ -47,7 +47,7 @@ class Rows:
         docs = np.full(self.T + 1, -1)
         if i >= 0:
             docs[: self.lengths[i]] = 0
-        return Sample(i, self.ids[i], docs, docs >= 0)
+        return Sample(i, self.ids[i], docs, self.ids[i])
 
 
 class ByteVocabulary:

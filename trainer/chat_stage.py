@@ -24,8 +24,9 @@ def start_from(cfg, stages, runtime, **overrides):
         overrides: LMConfig fields that change no tensor.
     """
     cfg.init_from = str(cfg.init_from or checkpoint.latest_stage(cfg.out_dir, stages))
-    longer = {"max_seq_len": cfg.max_seq_len} if cfg.max_seq_len else {}
-    model, tokenizer, about = checkpoint.open_checkpoint(cfg.init_from, "cpu", cfg.tokenizer, **longer, **overrides)
+    set_here = {name: getattr(cfg, name, None) for name in ("max_seq_len", "dropout")}
+    overrides = {name: value for name, value in set_here.items() if value is not None} | overrides
+    model, tokenizer, about = checkpoint.open_checkpoint(cfg.init_from, "cpu", cfg.tokenizer, **overrides)
     runtime.say(f"from      {cfg.init_from} ({about.get('stage', 'no description beside it')})")
     return model, tokenizer
 

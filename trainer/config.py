@@ -99,12 +99,15 @@ class ChatConfig(TrainConfig):
 class SFTConfig(ChatConfig):
     """Settings of full supervised fine-tuning."""
 
+    dropout: float | None = knob(None, "share of activations zeroed in training; unset: the checkpoint's")
     replay: float = knob(0.0, "share of rows taken from pretraining data, against forgetting")
     replay_path: str = knob("dataset/pretrain.bin", "the .bin that --replay takes rows from")
     neftune_alpha: float = knob(0.0, "noise on the embeddings in training (NEFTune; 5 is usual); 0: none")
 
     def __post_init__(self):
         super().__post_init__()
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout is {self.dropout}; it must be in [0, 1)")
         if not 0 <= self.replay < 1 or self.neftune_alpha < 0:
             raise ValueError(
                 f"--replay is {self.replay}, --neftune_alpha {self.neftune_alpha}; need [0, 1), and 0 or more"

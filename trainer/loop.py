@@ -11,7 +11,7 @@ import signal
 import torch
 from torch.utils.data import DataLoader
 
-from model.cross_entropy import IGNORE
+from model.labels import IGNORE
 from trainer import checkpoint, parallel
 from trainer.losses import language_model_loss
 from trainer.metrics import Log, Meter, describe_run, start_wandb, training_line, validation_line

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from model.batch import collate_pairs
 from model.chat_data import chunks
-from model.cross_entropy import IGNORE
 from model.files import save_array
+from model.labels import IGNORE
 from model.lora import weights_fingerprint
 from trainer import parallel
 from trainer.losses import Losses
