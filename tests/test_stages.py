@@ -299,7 +299,7 @@ def test_another_checkpoint_to_start_from_is_another_run(data, base, tmp_path, t
 @pytest.mark.parametrize("given, used", [((), 0.1), (("--dropout", "0"), 0.0), (("--dropout", "0.3"), 0.3)])
 def test_a_fine_tuning_run_drops_what_it_is_told_to_or_what_the_checkpoint_did(data, base, tmp_path, given, used):
     run_stage("full_sft", data, base, tmp_path, "--max_steps", 1, *given)
-    model = load_model(tmp_path / "full_sft_32.pth")
+    model, _ = load_model(tmp_path / "full_sft_32.pth")
     assert model.cfg.dropout == used and model.layers[1].feed_forward.dropout == used
     with pytest.raises(ValueError, match="--dropout is 1.0; it must be in"):
         SFTConfig(dropout=1.0)
