@@ -8,21 +8,23 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from inference.text import shown_bytes, undecided
 
 NO_CHANCE = -9999.0  # what OpenAI writes for log 0, which JSON cannot
-# fields whose other values would change the answer in ways that are not built: each with the values that change nothing
-NEUTRAL = {
-    "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "tool_choice": ("auto", "none"),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-}
+
+
+def only(*values):
+    """The type of a field whose other values would change the answer in ways that are not built."""
+    allowed = (*values, None)
+
+    def checked(value):
+        if value not in allowed:
+            raise ValueError(f"{json.dumps(value)[:80]} is not supported")
+        return value
+
+    return Annotated[Any, AfterValidator(checked), WithJsonSchema({"enum": [*allowed]})]
 
 
 def without_nul(text):
@@ -122,14 +124,10 @@ class Asked(Strict):
     top_k: int | None = Field(None, ge=0, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
-    logit_bias: Any = None
+    logit_bias: only({}) = None
 
     @model_validator(mode="after")
-    def _only_what_is_built(self):
-        for name, values in NEUTRAL.items():
-            value = getattr(self, name, None)
-            if value is not None and value not in values:
-                raise ValueError(f"{name} {json.dumps(value)[:80]} is not supported")
+    def _stops_are_few_and_short(self):
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > 4 or not all(0 < len(s) <= 1000 for s in stops):
             raise ValueError("stop takes at most 4 texts of 1 to 1,000 characters")
@@ -152,9 +150,9 @@ class CompletionRequest(Asked):
 
     prompt: Text | Annotated[list[int], Field(min_length=1)] | list[Text] | list[list[int]]
     logprobs: int | None = Field(None, ge=0, le=5)
-    best_of: Any = None
-    echo: Any = None
-    suffix: Any = None
+    best_of: only(1) = None
+    echo: only(False) = None
+    suffix: only("") = None
 
     def top(self):
         """How many likely tokens are told; None: no log-probabilities."""
@@ -169,10 +167,10 @@ class ChatRequest(Asked):
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = Field(None, max_length=128)
-    tool_choice: Any = None
+    tool_choice: only("auto", "none") = None
     parallel_tool_calls: bool | None = None
-    response_format: Any = None
-    modalities: Any = None
+    response_format: only({"type": "text"}) = None
+    modalities: only(["text"]) = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None
@@ -202,6 +200,21 @@ class ChatRequest(Asked):
     def offered(self):
         """The tools that the template lists."""
         return () if self.tool_choice == "none" else tuple(self.tools or ())
+
+
+class Refusal(BaseModel):
+    """What was wrong: `param` names the field, `type` and `code` are for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: Refusal
 
 
 def token_text(tokenizer, i):

@@ -12,14 +12,16 @@ import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import ValidationError
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from inference.openai_schema import ChatRequest, CompletionRequest
+from inference.openai_schema import ChatRequest, CompletionRequest, ErrorReply
 from inference.reply import Reply
 from inference.service import Refused, unavailable
 
+REFUSALS = (400, 401, 404, 405, 408, 413, 415, 500, 503)
 DISCARDED = 32  # times max_body that are read of a body that is too large, so that its sender hears why
 
 
@@ -76,6 +78,21 @@ def completion_prompts(prompt, tokenizer, vocab_size):
     return found
 
 
+def body_of(schema):
+    """How a request is described whose body the route reads itself, within limits that FastAPI does not know."""
+    reference = {"$ref": f"#/components/schemas/{schema.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
+
+
+def described(app):
+    """The API's OpenAPI description, with the schemas of the bodies."""
+    if not app.openapi_schema:
+        schemas = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
+        found = models_json_schema(schemas, ref_template="#/components/schemas/{model}")[1]["$defs"]
+        FastAPI.openapi(app)["components"]["schemas"].update(found)
+    return app.openapi_schema
+
+
 def make_routes(service):
     """The API's paths that need the key, if there is one."""
 
@@ -85,7 +102,7 @@ def make_routes(service):
                 401, "the API key is missing or wrong; send Authorization: Bearer KEY", code="invalid_api_key"
             )
 
-    routes = APIRouter(dependencies=[Depends(authorised)])
+    routes = APIRouter(dependencies=[Depends(authorised)], responses={s: {"model": ErrorReply} for s in REFUSALS})
     about = {"id": service.name, "object": "model", "created": service.created, "owned_by": "local"}
 
     def check_model(name):
@@ -101,7 +118,7 @@ def make_routes(service):
         check_model(name)
         return about
 
-    @routes.post("/v1/chat/completions")
+    @routes.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
     async def chat(request: Request):
         asked = parse(ChatRequest, await read_body(request, service.cfg))
         check_model(asked.model)
@@ -109,7 +126,7 @@ def make_routes(service):
         ids = await asyncio.to_thread(service.tokenizer.encode_prompt, turns, asked.offered())
         return await Reply(service, asked, [ids]).respond(request)
 
-    @routes.post("/v1/completions")
+    @routes.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
     async def completions(request: Request):
         asked = parse(CompletionRequest, await read_body(request, service.cfg))
         check_model(asked.model)
@@ -145,8 +162,10 @@ def make_app(service):
         return await refused(request, Refused(500, "the server made a mistake", kind="server_error"))
 
     handlers = {Refused: refused, HTTPException: http_error, Exception: bug}
-    app = FastAPI(title=service.name, lifespan=lifespan, openapi_url=None, exception_handlers=handlers)
+    # no pages of FastAPI's: they load their scripts from elsewhere
+    app = FastAPI(title=service.name, lifespan=lifespan, docs_url=None, redoc_url=None, exception_handlers=handlers)
     app.include_router(make_routes(service))
+    app.openapi = lambda: described(app)
 
     @app.get("/health")
     async def health():
