@@ -10,7 +10,7 @@ import torch
 from inference.request import Event, Token, told_tokens
 from inference.sampling import penalise, pick, pick_rows
 from inference.text import NO_STOPS, Stops, TextStream, until_stop
-from model.kv_cache import KVCache, SlotCache
+from model.kv_cache import KVCache, SlotCache, SlotRows
 from model.LMConfig import check_knobs, knob
 
 
@@ -119,6 +119,19 @@ def continued(model, tokenizer, text, sampling):
     return until_stop(stream_text(tokenizer, ids), sampling.stop)
 
 
+def next_logits(model, tokens, keys, values, positions, longest):
+    """The logits behind one id of each of the first B slots, whose keys and values are stored.
+
+    Args:
+        tokens, positions: (B, 1) the ids and their places in their texts.
+        keys, values: of the SlotCache; longest: as in SlotRows.
+    Returns:
+        (B, V).
+    """
+    rows = SlotRows(keys, values, 0, positions, longest)
+    return model.output(model.states(tokens, cache=rows, tree=rows)[0])[:, -1]
+
+
 class Engine:
     """Continues many texts at once; they join and leave between two steps (Yu et al. 2022, Orca, OSDI).
 
@@ -130,11 +143,13 @@ class Engine:
         slots: most requests that run at once.
         budget: prompt ids read between two steps, one request at least, so that those who run need not wait long.
         reuse: start from the keys of an earlier or running text where a prompt begins like it.
+        compiled: compile the step that writes; takes half a minute at the first text, and again at the first two.
     """
 
-    def __init__(self, model, tokenizer, slots=32, budget=1024, reuse=True):
+    def __init__(self, model, tokenizer, slots=32, budget=1024, reuse=True, compiled=False):
         self.model, self.tokenizer, self.slots, self.budget, self.reuse = model, tokenizer, slots, budget, reuse
         self.limit, weight = model.cfg.max_seq_len, model.output.weight
+        self.next_logits = torch.compile(next_logits, dynamic=True) if compiled else next_logits
         self.cache = SlotCache(model.cfg, slots, self.limit, weight.device, weight.dtype)
         self.waiting, self.running = deque(), []
         self.lock, self.wake, self.closed = threading.Lock(), threading.Event(), False
@@ -217,14 +232,16 @@ class Engine:
         count = self.cache.begin(slot, ids, reuse)
         new = ids[count:-1]
         if new:
-            rows = self.cache.rows(slot, [new])
-            self.model.states(rows.tokens, cache=rows, tree=rows, at=rows.tokens.new_full((1, 1), len(new) - 1))
+            tokens, rows = self.cache.rows(slot, [new])
+            self.model.states(tokens, cache=rows, tree=rows, at=tokens.new_full((1, 1), len(new) - 1))
         return len(new)
 
     def _write(self):
         """One forward pass for all that run: reads each one's last id and writes its next."""
-        rows = self.cache.rows(0, [request.text[-1:] for request in self.running])
-        logits = self.model.output(self.model.states(rows.tokens, cache=rows, tree=rows)[0])[:, -1]  # (B, V)
+        tokens, rows = self.cache.rows(0, [request.text[-1:] for request in self.running])
+        logits = self.next_logits(
+            self.model, tokens, self.cache.keys, self.cache.values, rows.positions, rows.longest
+        )  # (B, V)
         settings = [request.sampling for request in self.running]
         penalised = torch.cat(
             [penalise(logits[b : b + 1], r.text, len(r.ids), r.sampling) for b, r in enumerate(self.running)]

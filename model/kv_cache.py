@@ -59,21 +59,23 @@ class SlotCache:
 
     Attributes:
         texts: for each slot, the list of ids whose keys and values it holds.
-        keys, values: (n_layers, slots, K, capacity, D).
+        keys, values: L tensors (slots, K, capacity, D), one for each layer: a compiled step would copy all of them to
+            change a part of one piece.
     """
 
     def __init__(self, cfg, slots, capacity=None, device="cpu", dtype=torch.float32):
         self.capacity = capacity or cfg.max_seq_len
         self.texts = [[] for _ in range(slots)]
-        shape = (cfg.n_layers, slots, cfg.n_kv_heads, self.capacity, cfg.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (slots, cfg.n_kv_heads, self.capacity, cfg.head_dim)
+        self.keys, self.values = (
+            [torch.zeros(shape, device=device, dtype=dtype) for _ in range(cfg.n_layers)] for _ in range(2)
+        )
 
     def swap(self, a, b):
         """Lets two slots change places."""
         if a != b:
-            for memory in (self.keys, self.values):
-                memory[:, [a, b]] = memory[:, [b, a]]
+            for memory in (*self.keys, *self.values):
+                memory[[a, b]] = memory[[b, a]]
             self.texts[a], self.texts[b] = self.texts[b], self.texts[a]
 
     def begin(self, slot, ids, reuse=True):
@@ -88,38 +90,50 @@ class SlotCache:
         if best > slot:
             self.swap(slot, best)
         elif best < slot and count:
-            for memory in (self.keys, self.values):
-                memory[:, slot, :, :count] = memory[:, best, :, :count]
+            for memory in (*self.keys, *self.values):
+                memory[slot, :, :count] = memory[best, :, :count]
         self.texts[slot] = list(ids[:count])
-        self.values[:, slot, :, count:] = 0  # weight 0 times a NaN somebody left there would be NaN
+        for memory in self.values:
+            memory[slot, :, count:] = 0  # weight 0 times a NaN somebody left there would be NaN
         return count
 
     def rows(self, first, ids):
-        """What a forward pass over ids (B lists of T) needs that go behind slots first, first + 1, …: its SlotRows."""
-        return SlotRows(self, first, ids)
+        """Notes ids (B lists of T) behind slots first, first + 1, …; returns what the forward pass over them needs.
+
+        Returns:
+            tokens: (B, T) the ids; their SlotRows.
+        Raises:
+            ValueError: they do not fit.
+        """
+        texts, device = self.texts[first : first + len(ids)], self.keys[0].device
+        starts = [len(text) for text in texts]
+        longest = max(starts) + len(ids[0])
+        if longest > self.capacity:
+            raise ValueError(f"a slot holds {self.capacity} positions; {longest} do not fit")
+        for text, new in zip(texts, ids, strict=True):
+            text += new
+        positions = torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(len(ids[0]), device=device)
+        rows = SlotRows(self.keys, self.values, first, positions, longest, empty=not any(starts))
+        return torch.tensor(ids, device=device), rows
 
 
 class SlotRows:
     """Some slots of a SlotCache during one forward pass: `cache` and `tree` of `Transformer.states` at once.
 
+    Made of tensors and numbers only, so that a compiled step can make it.
+
     Attributes:
-        tokens: (B, T) the new ids.
-        positions: (B, T) of each in its own text.
-        longest: 1 + the largest position, S.
+        positions: (B, T) of each new id in its own text.
+        longest: S, 1 + the largest position, or more.
+        empty: nothing lies in front of any row, so that T == S.
         length, shared: 0, because the positions count from the beginning of each text.
     """
 
     length = shared = 0
 
-    def __init__(self, cache, first, ids):
-        self.cache, self.first, self.ids = cache, first, ids
-        self.slots = range(first, first + len(ids))
-        starts = [len(cache.texts[s]) for s in self.slots]
-        device = cache.keys.device
-        self.tokens = torch.tensor(ids, device=device)
-        self.positions = torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(len(ids[0]), device=device)
-        self.longest = max(starts) + len(ids[0])
-        self.empty = not any(starts)
+    def __init__(self, keys, values, first, positions, longest, empty=False):
+        self.keys, self.values, self.first = keys, values, first
+        self.positions, self.longest, self.empty = positions, longest, empty
 
     def mask(self, start=0):
         """(B, 1, T, S) bool, True for what lies not behind a position in its own text; None: plain causal, T == S."""
@@ -129,18 +143,16 @@ class SlotRows:
         return seen.unsqueeze(1)
 
     def reserve(self, rows, count):
-        """ValueError if the new positions do not fit."""
-        if self.longest > self.cache.capacity:
-            raise ValueError(f"a slot holds {self.cache.capacity} positions; {self.longest} do not fit")
+        """There is room: SlotCache.rows has looked."""
 
     def append(self, layer, k, v):
         """Stores k, v (B, K, T, D) at each row's positions; returns the slots' k, v (B, K, S, D)."""
-        own = slice(self.first, self.slots.stop)
-        row = torch.arange(self.first, self.slots.stop, device=self.positions.device).unsqueeze(1)  # (B, 1)
+        end = self.first + len(self.positions)
+        row = torch.arange(self.first, end, device=self.positions.device).unsqueeze(1)  # (B, 1)
         found = []
-        for memory, new in ((self.cache.keys[layer], k), (self.cache.values[layer], v)):
+        for memory, new in ((self.keys[layer], k), (self.values[layer], v)):
             memory[row, :, self.positions] = new.transpose(1, 2).to(memory.dtype)  # (B, T, K, D)
-            found.append(memory[own, :, : self.longest].to(new.dtype))
+            found.append(memory[self.first : end, :, : self.longest].to(new.dtype))
         return found
 
     def seen_by_all(self, layer):
@@ -148,9 +160,7 @@ class SlotRows:
         return None
 
     def advance(self, count):
-        """Notes the new ids as stored; called once per forward pass, after the last layer."""
-        for slot, new in zip(self.slots, self.ids, strict=True):
-            self.cache.texts[slot] += new
+        """The texts are longer already."""
 
 
 def common_prefix(a, b):

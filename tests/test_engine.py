@@ -86,9 +86,9 @@ def test_each_row_equals_its_conversation_alone_also_in_slots_that_were_used_bef
     alone = {}
 
     def feed(first, ids):
-        rows = cache.rows(first, ids)
-        logits = model.output(model.states(rows.tokens, cache=rows, tree=rows)[0])
-        for row, (slot, new) in enumerate(zip(rows.slots, ids)):
+        tokens, rows = cache.rows(first, ids)
+        logits = model.output(model.states(tokens, cache=rows, tree=rows)[0])
+        for row, (slot, new) in enumerate(zip(range(first, first + len(ids)), ids)):
             expected = model(torch.tensor([new]), cache=alone[slot]).logits[0]
             torch.testing.assert_close(logits[row], expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
@@ -109,12 +109,12 @@ def test_each_row_equals_its_conversation_alone_also_in_slots_that_were_used_bef
 def test_a_shared_beginning_is_taken_over_from_idle_and_from_running_slots(model):
     cache = SlotCache(model.cfg, 3)
     text = prompts(1, model.cfg.vocab_size)[0] + [9, 8, 7]
-    rows = cache.rows(0, [text])
-    model.states(rows.tokens, cache=rows, tree=rows)
+    tokens, rows = cache.rows(0, [text])
+    model.states(tokens, cache=rows, tree=rows)
     for slot, end in ((1, [4, 5]), (0, [6, 3])):  # from the running slot 0; from the idle slot 0 or 1
         assert cache.begin(slot, [*text, *end]) == len(text)
-        rows = cache.rows(slot, [end])
-        logits = model.output(model.states(rows.tokens, cache=rows, tree=rows)[0])
+        tokens, rows = cache.rows(slot, [end])
+        logits = model.output(model.states(tokens, cache=rows, tree=rows)[0])
         expected = model(torch.tensor([[*text, *end]])).logits[:, -2:]
         torch.testing.assert_close(logits, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
     assert cache.begin(2, text) == len(text) - 1  # one id is left to read
@@ -123,20 +123,21 @@ def test_a_shared_beginning_is_taken_over_from_idle_and_from_running_slots(model
 @torch.inference_mode()
 def test_what_a_slot_held_is_gone_even_if_it_was_not_a_number(model):
     cache = SlotCache(model.cfg, 2)
-    cache.keys.fill_(1.0), cache.values.fill_(float("nan"))
+    for keys, values in zip(cache.keys, cache.values):
+        keys.fill_(1.0), values.fill_(float("nan"))
     for slot, text in ((0, [1, 5]), (1, [1, 5, 9, 4])):
         cache.begin(slot, text)
-        rows = cache.rows(slot, [text])
-        model.states(rows.tokens, cache=rows, tree=rows)
-    rows = cache.rows(0, [[3], [3]])
-    assert model.states(rows.tokens, cache=rows, tree=rows)[0].isfinite().all()
+        tokens, rows = cache.rows(slot, [text])
+        model.states(tokens, cache=rows, tree=rows)
+    tokens, rows = cache.rows(0, [[3], [3]])
+    assert model.states(tokens, cache=rows, tree=rows)[0].isfinite().all()
 
 
 def test_more_than_the_capacity_is_refused(model):
     cache = SlotCache(model.cfg, 1, capacity=4)
     with pytest.raises(ValueError, match="holds 4 positions; 5"):
-        rows = cache.rows(0, [[1, 2, 3, 4, 5]])
-        model.states(rows.tokens, cache=rows, tree=rows)
+        cache.rows(0, [[1, 2, 3, 4, 5]])
+    assert cache.texts == [[]]
 
 
 # ---- the engine ----------------------------------------------------------------------------------------------------
