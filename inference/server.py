@@ -78,10 +78,14 @@ def completion_prompts(prompt, tokenizer, vocab_size):
     return found
 
 
-def body_of(schema):
-    """How a request is described whose body the route reads itself, within limits that FastAPI does not know."""
-    reference = {"$ref": f"#/components/schemas/{schema.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
+def reads(schema):
+    """How a route is described that reads its body itself, within limits that FastAPI does not know, and may stream."""
+    body = {"schema": {"$ref": f"#/components/schemas/{schema.__name__}"}}
+    stream = {"schema": {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}}
+    return {
+        "requestBody": {"required": True, "content": {"application/json": body}},
+        "responses": {"200": {"content": {"text/event-stream": stream}}},
+    }
 
 
 def described(app):
@@ -118,7 +122,7 @@ def make_routes(service):
         check_model(name)
         return about
 
-    @routes.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
+    @routes.post("/v1/chat/completions", openapi_extra=reads(ChatRequest))
     async def chat(request: Request):
         asked = parse(ChatRequest, await read_body(request, service.cfg))
         check_model(asked.model)
@@ -126,7 +130,7 @@ def make_routes(service):
         ids = await asyncio.to_thread(service.tokenizer.encode_prompt, turns, asked.offered())
         return await Reply(service, asked, [ids]).respond(request)
 
-    @routes.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
+    @routes.post("/v1/completions", openapi_extra=reads(CompletionRequest))
     async def completions(request: Request):
         asked = parse(CompletionRequest, await read_body(request, service.cfg))
         check_model(asked.model)
@@ -134,7 +138,7 @@ def make_routes(service):
         prompts = await asyncio.to_thread(completion_prompts, asked.prompt, service.tokenizer, vocab_size)
         return await Reply(service, asked, prompts).respond(request)
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", response_class=PlainTextResponse)
     async def metrics():
         return PlainTextResponse(service.metrics(), media_type="text/plain; version=0.0.4")
 
