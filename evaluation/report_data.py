@@ -116,6 +116,13 @@ def stage_names(out_dir):
     return sorted(((name, names[name]) for name in known), key=lambda pair: (order.index(pair[1]), pair[0]))
 
 
+def name_in(out_dir, summary):
+    """'pretrain_256' of the results of <out_dir>/pretrain_256.pth, 'letters/full_sft_256' of one in a folder of it."""
+    model = Path(str(summary.get("model")))
+    inside = out_dir.resolve() in model.resolve().parents
+    return str(model.resolve().relative_to(out_dir.resolve()) if inside else model.name).removesuffix(".pth")
+
+
 def read_stage(out_dir, name, kind, problems):
     """A Stage from <name>.json and <name>.jsonl, either of which may be missing."""
     stage = Stage(name, kind)
@@ -193,7 +200,7 @@ def read_all(out_dir, data_paths=()):
             if content and not ("scorings" in content or "pairs" in content):
                 found.problems.append(f"{file} could not be read: it holds neither scorings nor pairs of models")
             elif content:
-                kept[str(file)] = content
+                kept[str(file)] = content | {"name": name_in(found.out_dir, content)}
     order = {stage.name: i for i, stage in enumerate(found.stages)}
     files = sorted(found.out_dir.glob("samples/*.jsonl"), key=lambda f: (order.get(f.stem, len(order)), f.stem))
     found.samples = {file.stem: records for file in files if (records := read_records(file, found.problems))}

@@ -25,8 +25,8 @@ MOST_FLIPPED = 200
 
 
 def name_of(exam):
-    """'pretrain_256' of out/demo/pretrain_256.pth"""
-    return Path(str(at(exam, "model"))).name.removesuffix(".pth")
+    """What the model is called: see report_data.name_in."""
+    return str(at(exam, "name"))
 
 
 def chance_of(exam):

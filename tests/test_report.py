@@ -19,7 +19,7 @@ import torch
 from evaluation import report
 from evaluation.markup import VOID
 from evaluation.report_charts import smooth, thin, ticks
-from evaluation.report_data import Stage, read_all
+from evaluation.report_data import Stage, name_in, read_all
 from evaluation.report_page import page
 from evaluation.report_stages import n_params
 from model.LMConfig import PRESETS, LMConfig, config_for
@@ -432,3 +432,11 @@ class served:
     def __exit__(self, *_):
         self.server.shutdown()
         self.server.server_close()
+
+
+def test_two_models_of_one_name_are_told_apart_by_their_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = lambda model: name_in(tmp_path / "out/demo", {"model": model})  # noqa: E731
+    assert named("out/demo/full_sft_256.pth") == "full_sft_256"
+    assert named(str(tmp_path / "out/demo/letters/full_sft_256.pth")) == "letters/full_sft_256"
+    assert named("elsewhere/full_sft_256.pth") == "full_sft_256" and named("hub/model") == "model"
