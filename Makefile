@@ -59,7 +59,7 @@ SFT_FLAGS ?= --epochs 2 --learning_rate 1e-4 --replay 0.67 --replay_path $(DEMO)
 # Looking up a letter is learnt all at once, after some 300 steps of nothing else at a high rate (dropout or old text among
 # it and it is not learnt); that costs most facts, which come back with old text and a lower rate.
 LETTERS_ALONE ?= --epochs 1 --optimizer muon --learning_rate 3e-3 --min_lr_ratio 0 --dropout 0 $(STEP)
-LETTERS_FLAGS ?= --epochs 1 --optimizer muon --learning_rate 2e-3 --min_lr_ratio 0 --replay 0.5 --replay_path $(DEMO)/pretrain.bin $(STEP)
+LETTERS_FLAGS ?= --epochs 2 --optimizer muon --learning_rate 2e-3 --min_lr_ratio 0 --replay 0.5 --replay_path $(DEMO)/pretrain.bin $(STEP)
 LORA_FLAGS ?= --epochs 14 --learning_rate 2.5e-3 $(STEP)
 DPO_FLAGS ?= --epochs 3 --learning_rate 5e-6 --beta 0.3 --val_fraction 0.15 $(STEP)
 SAMPLE = $(BIN)/python 2-eval.py --model $(DEMO)/$(1).pth --temperature 0 --max_new_tokens 40 --out $(DEMO)/samples/$(1).jsonl < /dev/null

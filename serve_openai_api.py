@@ -5,6 +5,7 @@ writes   nothing; requests are not kept
 
     python serve_openai_api.py                                          http://127.0.0.1:8998/v1
     python serve_openai_api.py --model out/full_sft_512.pth --lora persona --port 8998
+    python serve_openai_api.py --compiled --dtype auto                  a minute to start, then faster
     SERVE_API_KEY=secret python serve_openai_api.py --host 0.0.0.0      for others: only with a key, behind TLS
 
     curl http://127.0.0.1:8998/v1/chat/completions -H 'Content-Type: application/json' \\
@@ -19,6 +20,7 @@ import os
 from inference.opening import add_model_flags, open_typed, told
 from inference.service import ServeConfig, Service
 from trainer import args
+from trainer.runtime import choose_compile, choose_dtype
 
 
 def parse(argv):
@@ -27,6 +29,7 @@ def parse(argv):
     add_model_flags(parser)
     args.add_flag(parser, "host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     args.add_flag(parser, "port", type=int, default=8998, help="port; 0: any that is free (default: 8998)")
+    args.add_flag(parser, "dtype", default="float32", help="format of the weights: float32, auto, bfloat16 or float16")
     args.add_fields(parser.add_argument_group("limits"), ServeConfig)
     typed = parser.parse_args(argv)
     if not 0 <= typed.port < 65536:
@@ -44,10 +47,17 @@ def main(argv=None):
         raise ImportError(f"the server needs {error.name}: pip install -r requirements-serve.txt") from error
     model, tokenizer, about, path, adapter = open_typed(typed)
     print(told(model, about, path, adapter))
+    device = model.output.weight.device
+    model.to(choose_dtype(typed.dtype, device)[0])
+    if cfg.compiled:
+        choose_compile("on", device, 0)  # an error now, where nothing can be compiled
     service = Service(model, tokenizer, adapter.name if adapter else path.stem, cfg)
     server = Server(service, typed.host, typed.port)
     if typed.host not in ("127.0.0.1", "::1", "localhost") and not cfg.api_key:
         print(f"{typed.host} can be reached by others and there is no key: set SERVE_API_KEY")
+    if cfg.compiled:
+        print("compiles the step that writes", flush=True)
+        service.engine.warm_up()
     server.run()
     return 0 if service.draining else 1
 

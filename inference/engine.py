@@ -143,7 +143,7 @@ class Engine:
         slots: most requests that run at once.
         budget: prompt ids read between two steps, one request at least, so that those who run need not wait long.
         reuse: start from the keys of an earlier or running text where a prompt begins like it.
-        compiled: compile the step that writes; takes half a minute at the first text, and again at the first two.
+        compiled: compile the step that writes; a minute at the first texts, or in `warm_up`.
     """
 
     def __init__(self, model, tokenizer, slots=32, budget=1024, reuse=True, compiled=False):
@@ -153,6 +153,13 @@ class Engine:
         self.cache = SlotCache(model.cfg, slots, self.limit, weight.device, weight.dtype)
         self.waiting, self.running = deque(), []
         self.lock, self.wake, self.closed = threading.Lock(), threading.Event(), False
+
+    @torch.inference_mode()
+    def warm_up(self):
+        """Compiles the step, for one text and for several, before anybody waits for it; slots must be empty."""
+        for rows in range(1, min(self.slots, 3) + 1):  # the third shows that any number will do
+            first = torch.zeros(rows, 1, dtype=torch.long, device=self.cache.keys[0].device)
+            self.next_logits(self.model, first, self.cache.keys, self.cache.values, first, rows + 1)
 
     def submit(self, request):
         """Queues a request.

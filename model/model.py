@@ -15,6 +15,7 @@ from model.attention import attend
 from model.cross_entropy import cross_entropy_sum
 from model.dropout import dropout
 from model.labels import IGNORE
+from model.linear import Linear
 from model.LMConfig import LMConfig
 from model.moe import MoEFeedForward
 from model.rope import apply_rope, rope_table
@@ -79,10 +80,10 @@ class Attention(nn.Module):
         super().__init__()
         self.H, self.K, self.D = cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
         self.dropout, self.fused = cfg.dropout, cfg.flash_attn
-        self.wq = nn.Linear(cfg.dim, self.H * self.D, bias=False)
-        self.wk = nn.Linear(cfg.dim, self.K * self.D, bias=False)
-        self.wv = nn.Linear(cfg.dim, self.K * self.D, bias=False)
-        self.wo = nn.Linear(self.H * self.D, cfg.dim, bias=False)
+        self.wq = Linear(cfg.dim, self.H * self.D)
+        self.wk = Linear(cfg.dim, self.K * self.D)
+        self.wv = Linear(cfg.dim, self.K * self.D)
+        self.wo = Linear(self.H * self.D, cfg.dim)
 
     def forward(self, x, cos, sin, mask, cache, layer, wanted=None):
         """x (B, T, C) → (B, T, C), or (B, R, C) where only the positions `wanted` (a Wanted) ask."""
@@ -104,9 +105,9 @@ class FeedForward(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.dropout = cfg.dropout
-        self.w1 = nn.Linear(cfg.dim, cfg.hidden_dim, bias=False)
-        self.w2 = nn.Linear(cfg.hidden_dim, cfg.dim, bias=False)
-        self.w3 = nn.Linear(cfg.dim, cfg.hidden_dim, bias=False)
+        self.w1 = Linear(cfg.dim, cfg.hidden_dim)
+        self.w2 = Linear(cfg.hidden_dim, cfg.dim)
+        self.w3 = Linear(cfg.dim, cfg.hidden_dim)
 
     def forward(self, x):
         return dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)), self.dropout, self.training)
@@ -141,7 +142,7 @@ class Transformer(nn.Module):
         self.tok_embeddings = nn.Embedding(cfg.vocab_size, cfg.dim)
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
-        self.output = nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
+        self.output = Linear(cfg.dim, cfg.vocab_size)
         self.tok_embeddings.weight = self.output.weight  # tied: one matrix reads and writes the vocabulary
         self._make_rope(device=None)
         self.init_weights()

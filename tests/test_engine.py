@@ -14,6 +14,7 @@ from inference.sampling import draw, keep_min_p, keep_rows, keep_top_k, keep_top
 from inference.text import Stops, TextStream, find_stop, until_stop
 from model.chat import load_tokenizer
 from model.kv_cache import KVCache, SlotCache
+from model.linear import Linear
 from model.LMConfig import LMConfig
 from model.model import Transformer
 
@@ -372,6 +373,31 @@ def test_draws_follow_the_probabilities_and_never_take_what_is_excluded():
     assert draw(p.log()[None], torch.tensor([[1 - 2**-24]])).tolist() == [3]
 
 
+def test_a_compiled_engine_writes_what_an_eager_one_writes(tokenizer):
+    model, texts = large(tokenizer.vocab_size), [[1, 9], [1, 9, 4, 7, 30], [1, 200, 8]]
+    [alone] = finished(Engine(model, tokenizer), [Heard(texts[0], greedy(20))])
+    together = finished(Engine(model, tokenizer), [Heard(text, greedy(20)) for text in texts])
+    engine = Engine(model, tokenizer, slots=4, reuse=False, compiled=True)
+    engine.warm_up()
+    assert finished(engine, [Heard(texts[0], greedy(20))])[0].text == alone.text
+    assert [h.text for h in finished(engine, [Heard(t, greedy(20)) for t in texts])] == [h.text for h in together]
+
+
+@torch.no_grad()
+def test_a_product_with_one_row_is_a_sum_where_it_is_compiled():
+    graphs, layer = [], Linear(8, 5)
+
+    def backend(graph, inputs):
+        graphs.append({node.target for node in graph.graph.nodes})
+        return graph.forward
+
+    compiled = torch.compile(layer, backend=backend)
+    for rows in (1, 2):
+        x = torch.randn(1, rows, 8)
+        torch.testing.assert_close(compiled(x), x @ layer.weight.T)
+    assert [torch.nn.functional.linear in graph for graph in graphs] == [False, True]
+
+
 def test_extreme_settings_give_ids():
     rows = [Sampling(temperature=t) for t in (0, 1e-300, 1e-3, 2.0, 1e30)]
     chosen = pick_rows(torch.tensor([[0.0, 30.0, 1.0]]).expand(5, 3), rows, [0.5] * 5).tolist()
@@ -389,9 +415,10 @@ def test_impossible_settings_are_refused_by_name(field, value):
 def test_the_benchmark_prints_its_table(monkeypatch, capsys, tmp_path):
     from benchmarks import decode_speed
 
-    flags = "--preset tiny --batch 1 2 --prompt 5 --new 4 --rounds 1 --threads 1 --device cpu --json".split()
+    flags = "--preset tiny --batch 1 2 --prompt 5 --new 4 --rounds 1 --threads 1 --device cpu --eager --json".split()
     decode_speed.main([*flags, str(tmp_path / "speed.json")])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert len(rows) == 3 and rows[1].endswith("| 100.0%, 100.0% |")
+    fp32 = [row for row in rows if "fp32" in row]
+    assert len(fp32) == 6 and all(row.endswith("| 100.0% |") for row in fp32)
     with pytest.raises(ValueError, match="fit into 256"):
         decode_speed.main(["--preset", "tiny", "--new", "600", "--device", "cpu"])
