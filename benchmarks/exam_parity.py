@@ -24,7 +24,7 @@ from inference.export import save_hugging_face
 from trainer import args
 from trainer.checkpoint import open_checkpoint
 
-RUNS = (("letter", 0), ("letter", 5), ("cloze", 0))
+RUNS = {"letter": ("letter", 0), "letter5": ("letter", 5), "cloze": ("cloze", 0)}  # scoring, examples shown
 
 
 def lm_eval_scores(lm, pairs, shape):
@@ -54,6 +54,7 @@ def main(argv=None):
     args.add_flag(parser, "model", nargs="+", required=True, help="checkpoints")
     args.add_flag(parser, "limit", type=int, help="only so many questions")
     args.add_flag(parser, "tie", type=float, default=1e-4, help="nats between options that count as a tie")
+    args.add_flag(parser, "runs", nargs="+", choices=list(RUNS), default=list(RUNS), help="only these (default: all)")
     typed = parser.parse_args(argv)
     from lm_eval.models.huggingface import HFLM
 
@@ -67,7 +68,7 @@ def main(argv=None):
         with tempfile.TemporaryDirectory() as folder:
             save_hugging_face(model, tokenizer, folder)
             lm = HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=16, add_bos_token=True)
-        for kind, shots in RUNS:
+        for kind, shots in map(RUNS.get, typed.runs):
             start = time.perf_counter()
             run = score_letter if kind == "letter" else score_cloze
             found, used = run(Reader(model), tokenizer, exam, prompts, shots)

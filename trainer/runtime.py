@@ -157,8 +157,8 @@ def choose_compile(mode, device, steps):
     can = shutil.which(compiler) is not None and headers.is_file()
     if mode == "on" and not can:
         raise ValueError(
-            "--compile on needs a compiler and Python's headers (for example: apt install g++ python3-dev); "
-            "or use --compile off"
+            "compiling needs a compiler and Python's headers (for example: apt install g++ python3-dev); "
+            "or leave it off: --compile off for training, no --compiled for the server"
         )
     if mode != "auto":
         return mode == "on", "as asked"
