@@ -35,7 +35,7 @@ class ServeConfig:
     def __post_init__(self):
         for field in fields(self):
             value, least = getattr(self, field.name), 0 if field.name in ("queue", "drain_seconds") else 1
-            if isinstance(value, (int, float)) and not value >= least:
+            if type(value) in (int, float) and not value >= least:
                 raise ValueError(f"--{field.name} is {value}; it must be at least {least}")
 
 

@@ -18,6 +18,7 @@ import torch
 
 import serve_openai_api
 from inference.server import Server
+from inference.service import ServeConfig
 from tests.api.serving import GOOD, KEY, post, served, wait_for
 from trainer.checkpoint import describe, save_weights
 
@@ -132,3 +133,10 @@ def test_an_engine_that_fails_is_told_to_all_and_ends_the_server(model, tokenize
         with contextlib.suppress(httpx.TransportError):
             assert post(service, GOOD).status_code == 503
         wait_for(lambda: service.server.should_exit, 5)
+
+
+def test_limits_are_checked_and_switches_are_no_limits():
+    assert ServeConfig(compiled=True).compiled and not ServeConfig().compiled
+    for name, value in (("slots", 0), ("queue", -1), ("body_seconds", float("nan"))):
+        with pytest.raises(ValueError, match=f"--{name} is"):
+            ServeConfig(**{name: value})
