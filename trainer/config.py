@@ -42,6 +42,7 @@ class TrainConfig:
     beta1: float = knob(0.9, "AdamW: memory of the gradient's mean")
     beta2: float = knob(0.95, "AdamW: memory of the gradient's square")
     grad_clip: float = knob(1.0, "largest allowed gradient norm; 0: no limit")
+    ema: float = knob(0.0, "save and validate a running mean of the weights, this much of it kept per step; 0: none")
     seed: int = knob(1337, "decides the initial weights, the order of rows and dropout")
     doc_mask: bool = knob(False, "packed documents cannot see each other")
     # on what
@@ -61,20 +62,24 @@ class TrainConfig:
     save_interval: int = knob(500, "steps between saves; the end is always saved")
     eval_interval: int = knob(500, "steps between validations; 0: only at the end")
     eval_batches: int = knob(100, "most batches of one validation")
+    keep_last: int = knob(2, "states to continue from that are kept; a damaged one is passed over for the one before")
+    keep_every: int = knob(0, "steps between weights that stay in out_dir/kept; 0: none")
+    on_bad_step: str = knob(
+        "skip",
+        "after a loss that is not finite or leaps up: skip its data, going back to a saved state if needed; or stop",
+        ["skip", "stop"],
+    )
+    profile: int = knob(0, "trace this many steps and show the ten dearest operations; 0: none")
     use_wandb: bool = knob(False, "also log to Weights & Biases")
     wandb_project: str = knob("MiniMind-Pretrain", "project name there")
     model_name: str = knob("minimind", "name of the run there")
 
     def __post_init__(self):
         check_knobs(self)
-        at_least = {"epochs": 1, "batch_size": 1, "accumulation_steps": 1, "log_interval": 1, "save_interval": 1}
-        at_least |= {
-            "warmup_iters": 0,
-            "grad_clip": 0,
-            "num_workers": 0,
-            "eval_interval": 0,
-            "eval_batches": 1,
-        }
+        ones = ("epochs", "batch_size", "accumulation_steps", "log_interval", "save_interval", "eval_batches")
+        ones += ("keep_last",)
+        zeros = ("warmup_iters", "grad_clip", "num_workers", "eval_interval", "keep_every", "profile")
+        at_least = dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0)
         if self.max_steps is not None:
             at_least["max_steps"] = 1
         for name, limit in at_least.items():
@@ -85,6 +90,8 @@ class TrainConfig:
         for name in ("val_fraction", "min_lr_ratio", "anneal_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be in [0, 1]")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"--ema is {self.ema}; it must be in [0, 1)")
 
 
 @dataclass
@@ -162,6 +169,7 @@ FREE = {
     *("out_dir", "fresh", "epochs", "max_steps", "device", "compile", "parallel", "ddp", "local_rank", "num_workers"),
     *("log_interval", "save_interval", "eval_interval", "eval_batches", "use_wandb", "wandb_project", "model_name"),
     *("data_path", "init_from", "tokenizer", "dtype", "replay_path"),  # compared by what they lead to: see run.CONTENT
+    *("keep_last", "keep_every", "on_bad_step", "profile"),
     *("batch_size", "accumulation_steps"),  # only their product with the number of ranks matters: rows_per_step
 }
 

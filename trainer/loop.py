@@ -13,23 +13,35 @@ from torch.utils.data import DataLoader
 
 from model.labels import IGNORE
 from trainer import checkpoint, parallel
+from trainer.guard import BadStep, LeapDetector, describe_bad, get_past
 from trainer.losses import language_model_loss
 from trainer.metrics import Log, Meter, describe_run, start_wandb, training_line, validation_line
 from trainer.optim import set_learning_rate
+from trainer.profiling import Profiler
 from trainer.run import Run
 from trainer.runtime import Stopped, StopSignal, choose_compile, ignore_stop_signals, seed_step
 from trainer.sampler import RowOrder, StepSampler
 from trainer.schedule import lr_factor
 
 
-def step(run, model, batches):
+class Interrupted(Exception):
+    """A signal came in the middle of a step, which is given up; nothing has moved."""
+
+
+def step(run, model, batches, stop=None):
     """One optimizer step over the micro-batches of this rank.
 
+    Args:
+        run: a Run.
+        model: its model as parallel.wrap returned it.
+        batches: this rank's micro-batches of the step.
+        stop: a StopSignal, looked at before each micro-batch, so that a long step does not delay a save.
     Returns:
         loss: mean nats per unit over all ranks (float); norm: gradient norm before clipping (float);
         load: (L, E) tokens per expert on this rank; facts: {name: mean per unit over all ranks}.
     Raises:
-        FloatingPointError: a loss or gradient is not finite; the weights have not moved.
+        BadStep: a loss or gradient is not finite; the weights have not moved.
+        Interrupted: a signal was received; the weights have not moved.
     """
     cfg, runtime = run.cfg, run.runtime
     units, rows, tokens = parallel.summed(
@@ -40,6 +52,9 @@ def step(run, model, batches):
     seed_step(cfg.seed, run.progress.step, runtime.rank)
     losses, load, facts = [], 0, []
     for i, batch in enumerate(batches):
+        if stop is not None and any(parallel.summed([stop.received, stop.save], runtime)):
+            forget_gradients(run)
+            raise Interrupted
         share = batch.real_rows / rows  # counted before the batch moves, so that the host need not wait for the GPU
         batch = batch.to(runtime.device)
         with parallel.no_sync(model, skip=i < len(batches) - 1):
@@ -58,19 +73,27 @@ def step(run, model, batches):
     parameters = [p for group in run.optimizers for g in group.param_groups for p in g["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip or math.inf).item()
     if not math.isfinite(mean) or not (math.isfinite(norm) or run.scaler.is_enabled()):
-        refuse(run, mean, norm, losses, batches)
+        forget_gradients(run)
+        raise BadStep(describe_bad(run, mean, norm, losses, batches))
     set_learning_rate(run.optimizers, cfg.learning_rate * lr_now(run))
     if math.isfinite(norm):
         for optimizer in run.optimizers:
             run.scaler.step(optimizer)
     run.scaler.update()  # fp16 overflow: the whole step is skipped; each optimizer sees only its own gradients
-    for optimizer in run.optimizers:
-        optimizer.zero_grad(set_to_none=True)
+    forget_gradients(run)
     run.progress.step += 1
+    if run.average:
+        run.average.update(run.model, run.progress.step)
     run.progress.tokens += int(tokens)
     run.progress.skipped += not math.isfinite(norm)
     run.progress.train_loss = mean
     return mean, norm, load, dict(zip(found, facts))
+
+
+def forget_gradients(run):
+    """Clears all gradients: after a step, or after one that was given up."""
+    for optimizer in run.optimizers:
+        optimizer.zero_grad(set_to_none=True)
 
 
 def lr_now(run):
@@ -78,17 +101,6 @@ def lr_now(run):
     cfg = run.cfg
     return lr_factor(
         run.progress.step, run.total, cfg.schedule, cfg.warmup_iters, cfg.min_lr_ratio, cfg.anneal_fraction
-    )
-
-
-def refuse(run, mean, norm, losses, batches):
-    """Raises for a loss or gradient that is not finite, naming step and data."""
-    bad = [row for loss, b in zip(losses, batches) if not math.isfinite(loss) for row in b.rows]
-    where = f"rows {bad[:8]} of the training data" if bad else "another rank's rows, or the gradient alone"
-    kept = f"the checkpoint {run.path} is kept" if run.path.exists() else "nothing had been saved yet"
-    raise FloatingPointError(
-        f"step {run.progress.step + 1}: loss {mean}, gradient norm {norm}; seen in {where}. "
-        f"The weights were not moved; {kept}. Try a lower --learning_rate, --dtype float32, or look at those rows"
     )
 
 
@@ -103,12 +115,13 @@ def validate(run):
     bytes_of = torch.from_numpy(run.tokenizer.token_bytes)
     totals, facts = [0.0, 0, 0], {}
     run.model.eval()
-    for batch in DataLoader(run.data.val, batch_sampler=StepSampler(order, 0, stop), collate_fn=run.data.collate):
-        with runtime.memory_for(cfg.batch_size), runtime.autocast():
-            loss, _, _, found = run.loss_fn(run.model, batch.to(runtime.device))
-        scored = int(bytes_of[batch.labels[batch.labels != IGNORE]].sum())
-        totals = [x + y for x, y in zip(totals, (loss.item(), batch.units, scored))]
-        facts = {name: facts.get(name, 0.0) + value.item() for name, value in found.items()}
+    with run.shown_weights():
+        for batch in DataLoader(run.data.val, batch_sampler=StepSampler(order, 0, stop), collate_fn=run.data.collate):
+            with runtime.memory_for(cfg.batch_size), runtime.autocast():
+                loss, _, _, found = run.loss_fn(run.model, batch.to(runtime.device))
+            scored = int(bytes_of[batch.labels[batch.labels != IGNORE]].sum())
+            totals = [x + y for x, y in zip(totals, (loss.item(), batch.units, scored))]
+            facts = {name: facts.get(name, 0.0) + value.item() for name, value in found.items()}
     run.model.train()
     nats, units, text_bytes, *facts_summed = parallel.summed([*totals, *facts.values()], runtime)
     run.progress.val_loss, run.progress.val_step = nats / units, run.progress.step
@@ -134,7 +147,7 @@ def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss
         save_weights: (path, model, description) → writes the checkpoint; LoRA merges here.
     Raises:
         Stopped: after ctrl-C or SIGTERM, when everything is saved.
-        FloatingPointError: the loss is not finite; the last checkpoint is kept.
+        FloatingPointError: a step went wrong and could not be skipped, see trainer/guard.py; the last save is kept.
         OSError: a save failed; the one before is kept.
     """
     checkpoint.prepare_out_dir(cfg.out_dir)
@@ -167,48 +180,88 @@ def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss
 
 def train(run, model, log, stop):
     """The loop over steps: train, log, save, validate, until the end or a signal."""
-    cfg, runtime, progress = run.cfg, run.runtime, run.progress
-    sampler = StepSampler(run.order, progress.step, run.total)
+    cfg, progress = run.cfg, run.progress
+    model.train()
+    if cfg.init_from and progress.step == 0:
+        log_validation(run, log)  # what the stage starts from, so that one sees what it changes
+    meter, leaps, windows, profiler = Meter(run), LeapDetector(progress.leaps), windows_of(run), Profiler(run)
+    while run.progress.step < run.total:
+        at = run.progress.step
+        try:
+            if at in run.progress.skip:  # its data was found to be bad
+                run.progress.step += 1
+            else:
+                with meter.waiting():
+                    window = next(windows)
+                with run.runtime.memory_for(cfg.batch_size), profiler.step():
+                    meter.note(*step(run, model, window, stop))
+                if leaps.note(run.progress.train_loss):
+                    now = run.progress.train_loss
+                    raise BadStep(f"the loss leapt up {leaps.high} steps ago and stays there, {now:.3f} now")
+        except Interrupted:
+            with meter.paused():
+                save_and_leave(run, stop)
+            windows = windows_of(run)
+            continue
+        except BadStep as bad:
+            # a leap is seen one step after the data that caused it
+            went_back, line = get_past(run, str(bad), max(0, at - leaps.high), at)
+            if went_back:
+                log.cut(run.progress.step)
+                meter, leaps, windows = Meter(run), LeapDetector(run.progress.leaps), windows_of(run)
+            log.record(line, {"step": run.progress.step, "total": run.total, "bad_step": str(bad)})
+            continue
+        progress = run.progress
+        progress.leaps = leaps.state()
+        if cfg.fresh and progress.step == 1:  # it trains: now the run before is not needed any more
+            run.forget_the_old()
+        done = progress.step == run.total
+        if (progress.step % cfg.log_interval == 0 or done) and meter.losses:
+            record = meter.record()
+            log.record(training_line(record), record)
+        if any(n and progress.step % n == 0 for n in (cfg.save_interval, cfg.keep_every)) or done:
+            with meter.paused():
+                run.save()
+        due = cfg.eval_interval and progress.step % cfg.eval_interval == 0
+        if due or done:  # after the save: a validation that fails must not cost it
+            with meter.paused():
+                log_validation(run, log)
+    if not math.isnan(run.progress.val_loss):
+        run.save()  # once more, so that the description has the validation loss
+
+
+def windows_of(run):
+    """The micro-batches of each step to come, in lists."""
+    cfg, start = run.cfg, run.progress.step
+    sampler = StepSampler(run.order, start, run.total, run.progress.skip)
     batches = iter(
         DataLoader(
             run.data.train,
             batch_sampler=sampler,
             collate_fn=run.data.collate,
             num_workers=cfg.num_workers,
-            pin_memory=runtime.device.type == "cuda",
+            pin_memory=run.runtime.device.type == "cuda",
             persistent_workers=cfg.num_workers > 0,
             worker_init_fn=ignore_stop_signals,
         )
     )
-    model.train()
-    if cfg.init_from and progress.step == 0:
-        log_validation(run, log)  # what the stage starts from, so that one sees what it changes
-    meter = Meter(run)
-    while progress.step < run.total:
-        window = list(itertools.islice(batches, run.order.passes(progress.step)))
-        with runtime.memory_for(cfg.batch_size):
-            meter.note(*step(run, model, window))
-        if cfg.fresh and progress.step == 1:  # it trains: now the run before is not needed any more
-            run.forget_the_old()
-        done = progress.step == run.total
-        if progress.step % cfg.log_interval == 0 or done:
-            record = meter.record()
-            log.record(training_line(record), record)
-        (stopped,) = parallel.summed([stop.received], runtime)
-        if progress.step % cfg.save_interval == 0 or done or stopped:
-            with meter.paused():
-                run.save()
-        if stopped and not done:
-            runtime.say(
-                f"stopped at step {progress.step}, saved {run.path}; run the same command (without --fresh) to continue"
-            )
-            raise Stopped(128 + (stop.received or signal.SIGTERM))
-        due = cfg.eval_interval and progress.step % cfg.eval_interval == 0
-        if due or done:  # after the save: a validation that fails must not cost it
-            with meter.paused():
-                log_validation(run, log)
-    if not math.isnan(progress.val_loss):
-        run.save()  # once more, so that the description has the validation loss
+    for step_number in sampler.steps():
+        yield list(itertools.islice(batches, run.order.passes(step_number)))
+
+
+def save_and_leave(run, stop):
+    """Saves after a signal; then raises Stopped, or returns where the signal asked for a save only."""
+    (leave,) = parallel.summed([stop.received], run.runtime)
+    stop.save = False
+    step = run.progress.step
+    if step:  # before the first there is nothing to keep, and with --fresh the run before is not replaced yet
+        run.save()
+    if not leave:
+        run.runtime.say(f"saved     {run.path} at step {step}, as SIGUSR1 asked; training goes on")
+        return
+    saved = f"saved {run.path}; run the same command (without --fresh) to continue" if step else "nothing to save yet"
+    run.runtime.say(f"stopped at step {step}, {saved}")
+    raise Stopped(128 + (stop.received or signal.SIGTERM))
 
 
 def log_validation(run, log):

@@ -3,10 +3,16 @@
 import contextlib
 import importlib.util
 import json
+import sys
 import time
 from pathlib import Path
 
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 from trainer.checkpoint import write_atomically
 from trainer.flops import flops_per_token
@@ -20,6 +26,7 @@ def duration(seconds):
     return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
 
 
+MUCH_WAITING = 0.05  # of the time; above, the line of a step says so
 FEW_STEPS = 50  # below, a run is warned about: the weights hardly move
 FACTS = {"margin": "margin {:.2f}", "accuracy": "accuracy {:.1%}", "prefers": "prefers {:.1%}"}  # shown, if measured
 
@@ -38,6 +45,10 @@ def training_line(r):
     line += shown_facts(r)
     if "expert_share" in r:
         line += f"  experts {min(r['expert_share']):.0%}-{max(r['expert_share']):.0%}"
+        if r.get("idle_experts"):
+            line += f"  {r['idle_experts']} experts got no token: raise --aux_loss_alpha"
+    if r.get("data_wait", 0) > MUCH_WAITING:
+        line += f"  waits for data {r['data_wait']:.0%} of the time: raise --num_workers"
     return line + (f"  skipped {r['skipped_steps']}" if r.get("skipped_steps") else "")
 
 
@@ -60,8 +71,12 @@ class Log:
 
     def __init__(self, runtime, path, first_step=0, wandb_run=None):
         self.runtime, self.path, self.wandb_run = runtime, Path(path), wandb_run
-        if runtime.is_main:
-            kept = self._lines_up_to(first_step) if first_step else []
+        self.cut(first_step)
+
+    def cut(self, step):
+        """Removes the lines behind a step: what comes next is taken again."""
+        if self.runtime.is_main:
+            kept = self._lines_up_to(step) if step else []
             write_atomically(self.path, lambda f: f.writelines(kept))
 
     def _lines_up_to(self, step):
@@ -124,7 +139,7 @@ class Meter:
         self._restart()
 
     def _restart(self):
-        self.start, self.away = time.perf_counter(), 0.0
+        self.start, self.away, self.waited = time.perf_counter(), 0.0, 0.0
         self.tokens, self.losses, self.norm, self.load = self.run.progress.tokens, [], 0.0, 0
         self.facts = []
 
@@ -142,6 +157,13 @@ class Meter:
         yield
         self.away += time.perf_counter() - start
 
+    @contextlib.contextmanager
+    def waiting(self):
+        """A context in which training waits for data."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
     def record(self):
         """The record of the last steps; starts counting anew."""
         run, progress = self.run, self.run.progress
@@ -158,6 +180,8 @@ class Meter:
             "tokens": progress.tokens,
             "tokens_per_second": speed,
             "mfu": speed * self.flops / run.peak,
+            "data_wait": self.waited / seconds,
+            "peak_memory": peak_memory(run.runtime.device),
             "seconds_left": self.elapsed_before / (progress.step - self.first_step) * (run.total - progress.step),
         }
         record |= {name: sum(f[name] for f in self.facts) / len(self.facts) for name in self.facts[0]}
@@ -166,8 +190,19 @@ class Meter:
         if torch.is_tensor(self.load) and self.load.numel():
             per_expert = self.load.sum(0).float()
             record["expert_share"] = (per_expert / per_expert.sum()).tolist()
+            record["idle_experts"] = int((self.load == 0).sum())
         self._restart()
         return record
+
+
+def peak_memory(device):
+    """Most bytes held so far: on a GPU by tensors, else by the process; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss, see getrusage(2)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def describe_run(run):

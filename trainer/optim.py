@@ -1,5 +1,7 @@
 """Which optimizer moves which parameter."""
 
+import contextlib
+
 import torch
 
 
@@ -54,3 +56,42 @@ def set_learning_rate(optimizers, rate):
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate
+
+
+class WeightAverage:
+    """A running mean of the trained weights, which forgets: mean = decay x mean + (1 - decay) x weights.
+
+    Early on the decay is (1 + n) / (10 + n) at step n where that is less, so that the random start is forgotten.
+    Source: Polyak & Juditsky 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage.
+
+    Attributes:
+        mean: {name: tensor} of the trained parameters.
+    """
+
+    def __init__(self, model, decay):
+        self.decay = decay
+        self.mean = {name: p.detach().clone() for name, p in trained(model).items()}
+
+    @torch.no_grad()
+    def update(self, model, step):
+        """Takes in the weights after optimizer step number `step`, from 1."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.mean.values()), list(trained(model).values()), share)
+
+    @contextlib.contextmanager
+    def in_place(self, model):
+        """A context in which the model holds the mean."""
+        weights = trained(model)
+        own = {name: p.data for name, p in weights.items()}
+        try:
+            for name, p in weights.items():
+                p.data = self.mean[name]
+            yield
+        finally:
+            for name, p in weights.items():
+                p.data = own[name]
+
+
+def trained(model):
+    """{name: parameter} of those that the optimizers move."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -1,5 +1,6 @@
 """One training run: what it is, what it keeps between steps, how it is saved and continued."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -10,10 +11,10 @@ import torch
 
 from model.batch import collate
 from model.lora import weights_fingerprint
-from trainer import checkpoint, parallel
+from trainer import checkpoint, history, parallel
 from trainer.config import changed_settings
 from trainer.flops import peak_flops
-from trainer.optim import make_optimizers
+from trainer.optim import WeightAverage, make_optimizers
 from trainer.sampler import RowOrder
 
 # Compared by content when a run is continued, beside its settings and its shape.
@@ -39,7 +40,10 @@ class Data:
 
 @dataclass
 class Progress:
-    """Where a run is; all of it goes into the resume file. The val_ values were measured at val_step."""
+    """Where a run is; all of it goes into the resume file. The val_ values were measured at val_step.
+
+    `skipped` counts steps that fp16 overflowed in; `skip` lists those whose data is left out, after `returns` bad ones.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -49,6 +53,9 @@ class Progress:
     val_step: int | None = None
     val_bits_per_byte: float = math.nan
     val_facts: dict = field(default_factory=dict)
+    skip: list = field(default_factory=list)
+    returns: int = 0
+    leaps: dict | None = None
 
 
 class Run:
@@ -66,6 +73,8 @@ class Run:
         )
         self.total = cfg.max_steps or cfg.epochs * self.order.steps_per_epoch
         self.progress = Progress()
+        self.passed_over = []  # saved states that are damaged, or from behind the point that the run went back to
+        self.average = WeightAverage(self.model, cfg.ema) if cfg.ema else None
         self.peak = peak_flops(runtime.device, runtime.dtype) * runtime.world
 
     def identity(self):
@@ -100,26 +109,40 @@ class Run:
             "optimizers": [o.state_dict() for o in self.optimizers],
             "scaler": self.scaler.state_dict(),
         }
+        if self.average:
+            state["average"] = self.average.mean
+        while self.passed_over:
+            self.passed_over.pop().unlink(missing_ok=True)
+        history.make_room(self.path, self.cfg.keep_last)
         checkpoint.write_atomically(checkpoint.resume_path(self.path), lambda f: torch.save(state, f))
-        known = dataclasses.asdict(self.progress).items()
-        facts = {k: v for k, v in known if v == v and v not in ({}, None)}  # NaN, {}, None: not measured
+        unset = ({}, [], None)
+        known = dataclasses.asdict(self.progress) | {"leaps": None}  # what a leap is judged by tells nobody anything
+        facts = {k: v for k, v in known.items() if v == v and v not in unset}  # NaN: not measured
         facts |= facts.pop("val_facts", {})
         facts |= {"total_steps": self.total, "seed": self.cfg.seed, "settings": dataclasses.asdict(self.cfg)}
         facts |= {"dtype": self.identity()["dtype"], "world_size": self.runtime.world}
         description = checkpoint.describe(self.model.cfg, self.stage, self.tokenizer, **facts)
-        self.save_weights(self.path, self.model, description)
+        with self.shown_weights():
+            self.save_weights(self.path, self.model, description)
+        if self.cfg.keep_every and self.progress.step % self.cfg.keep_every == 0:
+            history.keep_weights(self.path, self.progress.step)
+
+    def shown_weights(self):
+        """A context in which the model holds the weights that are validated and saved: with --ema their mean."""
+        return self.average.in_place(self.model) if self.average else contextlib.nullcontext()
 
     def forget_the_old(self):
-        """Removes the resume file that --fresh passed over: after a kill it would be continued in this run's place."""
+        """Removes the states that --fresh passed over: after a kill they would be continued in this run's place."""
         if self.runtime.is_main:
-            checkpoint.resume_path(self.path).unlink(missing_ok=True)
+            history.forget(self.path)
 
     def resume(self):
         """Continues an unfinished run of the same settings if there is one; ValueError names what differs."""
-        file = checkpoint.resume_path(self.path)
-        if self.cfg.fresh or not file.is_file():
+        if self.cfg.fresh:
             return
-        state = checkpoint.load_file(file, self.runtime.device)
+        file, state, self.passed_over = history.newest_usable(self.path, self.runtime.device, self.runtime.say)
+        if state is None:
+            return
         own = self.identity()
         differs = changed_settings(state["settings"], own["settings"])
         differs |= {k: (v, own["config"].get(k)) for k, v in state["config"].items() if own["config"].get(k) != v}
@@ -130,9 +153,24 @@ class Run:
                 f"{file} belongs to a run with other settings ({listed}). Use the same ones to continue it, "
                 "--fresh to start over, or another --out_dir"
             )
+        self._take(state)
+        self.runtime.say(f"continuing {file} from step {self.progress.step} of {self.total}")
+
+    def go_back(self, step):
+        """Returns to the newest saved state of at most this step; False, and nothing is changed, if there is none."""
+        _, state, passed_over = history.newest_usable(self.path, self.runtime.device, self.runtime.say, up_to=step)
+        if state is None:
+            return False
+        self.passed_over = passed_over
+        self._take(state)
+        return True
+
+    def _take(self, state):
+        """Makes a saved state the run's own."""
         self.model.load_state_dict(state["model"], strict=True)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.mean = state["average"]
         self.progress = Progress(**state["progress"])
-        self.runtime.say(f"continuing {file} from step {self.progress.step} of {self.total}")

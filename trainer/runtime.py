@@ -177,14 +177,23 @@ def seed_step(seed, step, rank):
 
 
 class StopSignal:
-    """Turns ctrl-C and SIGTERM into a wish that the loop reads between steps; a second ctrl-C stops at once."""
+    """Turns signals into wishes that the loop reads: ctrl-C and SIGTERM to leave, SIGUSR1 to save and go on.
+
+    A second ctrl-C stops at once.
+    """
+
+    LEAVE = (signal.SIGINT, signal.SIGTERM)
+    SAVE = getattr(signal, "SIGUSR1", None)  # Windows has none
 
     def __enter__(self):
-        self.received = 0
-        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.received, self.save = 0, False
+        self.before = {s: signal.signal(s, self._note) for s in (*self.LEAVE, self.SAVE) if s is not None}
         return self
 
     def _note(self, number, frame):
+        if number == self.SAVE:
+            self.save = True
+            return
         if self.received == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.received = number
@@ -200,5 +209,7 @@ class Stopped(KeyboardInterrupt):
 
 def ignore_stop_signals(worker):
     """Loader workers leave when the main process closes them; a ctrl-C in the terminal reaches the whole group."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, StopSignal.SAVE):
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -49,14 +49,24 @@ class RowOrder:
 
 
 class StepSampler:
-    """RowOrder's micro-batches from one step to another, as the batch_sampler of a DataLoader."""
+    """RowOrder's micro-batches from one step to another, as the batch_sampler of a DataLoader.
 
-    def __init__(self, order, start, stop):
-        self.order, self.start, self.stop = order, start, stop
+    Args:
+        order: a RowOrder.
+        start, stop: the first step, and the one behind the last.
+        skip: steps whose rows are left out.
+    """
+
+    def __init__(self, order, start, stop, skip=()):
+        self.order, self.start, self.stop, self.skip = order, start, stop, frozenset(skip)
 
     def __iter__(self):
-        for step in range(self.start, self.stop):
+        for step in self.steps():
             yield from self.order.micro_batches(step)
 
     def __len__(self):
-        return sum(self.order.passes(step) for step in range(self.start, self.stop))
+        return sum(self.order.passes(step) for step in self.steps())
+
+    def steps(self):
+        """The numbers of the steps whose rows come."""
+        return (step for step in range(self.start, self.stop) if step not in self.skip)

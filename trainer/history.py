@@ -1,0 +1,112 @@
+"""The saved states of a run: the newest beside the checkpoint, those before it and weights kept for good in out/kept.
+
+out/pretrain_512_resume.pth             the newest
+out/kept/pretrain_512_resume_1.pth, …   those before it, --keep_last of them in all
+out/kept/pretrain_512_step1000.pth      weights, every --keep_every steps, with their .json
+"""
+
+import os
+import re
+import shutil
+
+import torch
+
+from trainer.checkpoint import load_file, resume_path
+
+FOLDER = "kept"
+
+
+def older(path, age):
+    """Where the state before the newest (age 1), and those before that, of checkpoint `path` lie."""
+    return path.parent / FOLDER / f"{path.stem}_resume_{age}.pth"
+
+
+def states(path):
+    """The files that a run can be continued from: {age: file}, the newest (age 0) first."""
+    ages = {0: resume_path(path)}
+    stem, pattern = f"{path.stem}_resume_", re.compile(r"\d+")
+    for file in (path.parent / FOLDER).glob(f"{stem}*.pth"):
+        if pattern.fullmatch(file.stem.removeprefix(stem)):
+            ages[int(file.stem.removeprefix(stem))] = file
+    return {age: file for age, file in sorted(ages.items()) if file.is_file()}
+
+
+def make_room(path, keep_last):
+    """Moves each state one place back before a new one is written, and removes those beyond keep_last.
+
+    The newest stays in its place under a second name, so that at any moment there is a whole one.
+    """
+    for age, file in reversed(states(path).items()):
+        if age + 1 >= keep_last:
+            if age > 0:
+                file.unlink()
+            continue
+        target = older(path, age + 1)
+        target.parent.mkdir(exist_ok=True)
+        if age > 0:
+            os.replace(file, target)
+        else:
+            same_file(file, target)
+
+
+def same_file(source, target):
+    """Puts `source` under a second name, or copies it where the file system has no links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        partial = target.with_name(f".{target.name}.tmp")
+        try:
+            shutil.copy2(source, partial)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def keep_weights(path, step):
+    """Keeps the checkpoint as it is now, and its description, under the number of its step."""
+    for suffix in (".pth", ".json"):
+        target = path.parent / FOLDER / f"{path.stem}_step{step}{suffix}"
+        target.parent.mkdir(exist_ok=True)
+        same_file(path.with_suffix(suffix), target)
+
+
+def forget(path):
+    """Removes all states: they belong to a run that is started over."""
+    for file in states(path).values():
+        file.unlink(missing_ok=True)
+
+
+def newest_usable(path, device, say, up_to=None):
+    """The newest state that can be continued from.
+
+    Args:
+        path: of the checkpoint.
+        device: where its tensors go.
+        say: called with a line about each file that is damaged.
+        up_to: only states of at most this step, with finite weights.
+    Returns:
+        (file, state, the files passed over), or (None, None, …) if there is none.
+    Raises:
+        ValueError: there are files, and all of them are damaged; the newest one's error.
+    """
+    passed, damage = [], None
+    for file in states(path).values():
+        try:
+            state = load_file(file, device)
+        except ValueError as error:
+            damage = damage or error
+            say(f"damaged   {error}")
+            passed.append(file)
+            continue
+        if up_to is None or (state["progress"]["step"] <= up_to and finite(state["model"])):
+            return file, state, passed
+        passed.append(file)
+    if damage and up_to is None:
+        raise damage
+    return None, None, passed
+
+
+def finite(weights):
+    """Whether every number of a state dict is one."""
+    return all(bool(torch.isfinite(w).all()) for w in weights.values())
