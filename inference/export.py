@@ -20,10 +20,20 @@ NORMS = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layern
 SAMPLE = 64  # ids of the parity check
 
 
+def refuse_biases(cfg):
+    """ValueError for a router with biases, which no stock architecture of these has."""
+    if cfg.use_moe and cfg.router_bias_rate:
+        raise ValueError(
+            "this model's experts were balanced by biases (router_bias_rate), which Qwen2-MoE does not have; "
+            "train with --aux_loss_alpha alone to export it"
+        )
+
+
 def stock_config(cfg, tokenizer):
     """The LlamaConfig or Qwen2MoeConfig of an LMConfig."""
     from transformers import LlamaConfig, Qwen2MoeConfig
 
+    refuse_biases(cfg)
     kind, factor = cfg.rope_rule
     rope = {"rope_theta": cfg.rope_theta, "rope_type": "default"}
     if kind == "yarn":

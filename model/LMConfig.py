@@ -48,6 +48,8 @@ class LMConfig:
     scoring_func: str = knob("softmax", "how router scores become weights", choices=["softmax"])
     aux_loss_alpha: float = knob(0.01, "weight of the balance loss in the objective")
     seq_aux: bool = knob(True, "balance experts within each sequence; false: over the whole micro-batch")
+    router_z_alpha: float = knob(0.0, "weight of the router's z-loss, which keeps its logits small; 0.001 is usual")
+    router_bias_rate: float = knob(0.0, "balance by biases too, which move this much a step; 0: none")
     norm_topk_prob: bool = knob(True, "make the chosen experts' weights sum to 1")
     rope_theta: float = knob(10000.0, "base of the rotary frequencies")
     rope_scaling: str | None = knob(None, "stretch positions past the trained length: ntk:FACTOR or yarn:FACTOR")

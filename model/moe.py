@@ -8,23 +8,43 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.dropout import dropout
+
 
 class Router(nn.Module):
-    """Scores every expert for every token; kept in fp32, because a rounded score changes which expert is chosen."""
+    """Scores every expert for every token; kept in fp32, because a rounded score changes which expert is chosen.
+
+    With cfg.router_bias_rate, experts are chosen by score plus a bias that each of them has, which `rebalance` moves;
+    their weights stay those of the scores (Wang et al. 2024, arXiv:2408.15664).
+    """
 
     def __init__(self, cfg):
         super().__init__()
         self.top_k, self.normalise = cfg.num_experts_per_tok, cfg.norm_topk_prob and cfg.num_experts_per_tok > 1
         self.weight = nn.Parameter(torch.empty(cfg.n_routed_experts, cfg.dim))
+        self.rate = cfg.router_bias_rate
+        if self.rate:
+            self.register_buffer("bias", torch.zeros(cfg.n_routed_experts))
 
     def forward(self, x):
-        """x (N, C) → scores (N, E) summing to 1, weights (N, k) and indices (N, k) of the chosen experts."""
+        """x (N, C) → logits (N, E), scores (N, E) summing to 1, weights (N, k) and indices (N, k) of the chosen."""
         with torch.autocast(x.device.type, enabled=False):
-            scores = F.linear(x.float(), self.weight.float()).softmax(-1)
-        weights, chosen = scores.topk(self.top_k, dim=-1)
+            logits = F.linear(x.float(), self.weight.float())
+        scores = logits.softmax(-1)
+        if self.rate:
+            chosen = (scores + self.bias).topk(self.top_k, dim=-1).indices
+            weights = scores.gather(1, chosen)
+        else:
+            weights, chosen = scores.topk(self.top_k, dim=-1)
         if self.normalise:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return scores, weights, chosen
+        return logits, scores, weights, chosen
+
+    @torch.no_grad()
+    def rebalance(self, load):
+        """Moves the bias up for experts that got fewer tokens than the mean and down for the others; load (E,)."""
+        load = load.float()
+        self.bias += self.rate * (load.mean() - load).sign()
 
 
 def balance_loss(scores, chosen, counted, per_sequence):
@@ -48,33 +68,81 @@ def balance_loss(scores, chosen, counted, per_sequence):
     return (E * mean_over_rows(share) * mean_over_rows(scores)).sum()
 
 
+def z_loss(logits, counted):
+    """Mean over counted tokens of log(sum(exp(logits)))², which keeps router logits (B, T, E) small; 0-d.
+
+    Source: Zoph et al. 2022 (ST-MoE), arXiv:2202.08906, equation 5.
+    """
+    squares = logits.logsumexp(-1).square().mean(1)  # (B,)
+    weight = counted.float()
+    return (squares * weight).sum() / weight.sum().clamp(min=1)
+
+
 class MoEFeedForward(nn.Module):
     """Router, E routed experts and (if configured) one shared expert that every token passes."""
 
     def __init__(self, cfg, make_expert):
         super().__init__()
-        self.alpha, self.per_sequence = cfg.aux_loss_alpha, cfg.seq_aux
+        self.alpha, self.z_alpha, self.per_sequence = cfg.aux_loss_alpha, cfg.router_z_alpha, cfg.seq_aux
         self.gate = Router(cfg)
         self.experts = nn.ModuleList(make_expert(cfg) for _ in range(cfg.n_routed_experts))
         self.shared_experts = make_expert(cfg) if cfg.n_shared_experts else None
 
     def forward(self, x, counted):
-        """x (B, T, C) → y (B, T, C), weighted balance loss (0-d), tokens sent to each expert (E,)."""
+        """x (B, T, C) → y (B, T, C), weighted balance and z loss (0-d), tokens sent to each expert (E,)."""
         B, T, C = x.shape
         flat = x.view(-1, C)
-        scores, weights, chosen = self.gate(flat)
-        y = self.route(flat, weights.to(x.dtype), chosen).view(B, T, C)
+        logits, scores, weights, chosen = self.gate(flat)
+        load = (chosen.view(-1, 1) == torch.arange(len(self.experts), device=x.device)).sum(0)  # bincount would sync
+        y = self.route(flat, weights.to(x.dtype), chosen, load).view(B, T, C)
         if self.shared_experts is not None:
             y = y + self.shared_experts(x)
-        balance = balance_loss(scores.view(B, T, -1), chosen.view(B, T, -1), counted, self.per_sequence)
-        return y, self.alpha * balance, torch.bincount(chosen.flatten(), minlength=len(self.experts))
+        extra = self.alpha * balance_loss(scores.view(B, T, -1), chosen.view(B, T, -1), counted, self.per_sequence)
+        if self.z_alpha:
+            extra = extra + self.z_alpha * z_loss(logits.view(B, T, -1), counted)
+        return y, extra, load
 
-    def route(self, x, weights, chosen):
+    def route(self, x, weights, chosen, load):
         """Sends each token (N, C) through its experts and adds up their weighted answers."""
-        k, E = chosen.shape[1], len(self.experts)
+        k = chosen.shape[1]
         order = chosen.flatten().argsort(stable=True)  # the N*k visits, sorted by expert
         visits = x[order // k]
-        sizes = torch.bincount(chosen.flatten(), minlength=E).tolist()
-        answers = torch.cat([expert(part) for expert, part in zip(self.experts, visits.split(sizes))])
+        if can_group(self.experts, visits):
+            answers = grouped(self.experts, visits, load)
+        else:
+            parts = visits.split(load.tolist())
+            answers = torch.cat([expert(part) for expert, part in zip(self.experts, parts)])
         # Back in token order each token's k answers lie together: a sum without atomics, the same on every run.
-        return (answers[order.argsort()].view(-1, k, x.shape[1]) * weights.unsqueeze(-1)).sum(1)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+        return (answers[back].view(-1, k, x.shape[1]) * weights.unsqueeze(-1)).sum(1)
+
+
+GROUPING_PAYS_FROM = 256  # visits; for fewer, as in decoding, putting the experts' weights together costs more
+
+
+def can_group(experts, visits):
+    """Whether all experts can be computed in one product: not those of an old PyTorch, nor with adapters beside."""
+    if not hasattr(F, "grouped_mm") or len(visits) < GROUPING_PAYS_FROM:
+        return False
+    matrices = [m for e in experts for m in (e.w1, e.w2, e.w3)]
+    plain = all(isinstance(m, nn.Linear) for m in matrices)
+    aligned = all(n % 8 == 0 for n in matrices[0].weight.shape)  # 16 bytes, which the kernel asks for
+    # in fp32 there is a kernel for CPUs only, and the compiler does not know of it
+    half = product_dtype(visits) == torch.bfloat16
+    return plain and aligned and (half or (visits.device.type == "cpu" and not torch.compiler.is_compiling()))
+
+
+def product_dtype(x):
+    """The format in which a matrix product of x is computed here."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def grouped(experts, visits, load):
+    """All experts' SwiGLU on visits (N k, C) sorted by expert, load (E,) of them each, without asking how many."""
+    dtype, ends = product_dtype(visits), load.cumsum(0).to(torch.int32)
+    w1, w2, w3 = (torch.stack([getattr(e, w).weight for e in experts]).to(dtype).mT for w in ("w1", "w2", "w3"))
+    visits = visits.to(dtype)
+    inside = F.silu(F.grouped_mm(visits, w1, offs=ends)) * F.grouped_mm(visits, w3, offs=ends)  # (N k, hidden)
+    first = experts[0]
+    return dropout(F.grouped_mm(inside, w2, offs=ends), first.dropout, first.training)

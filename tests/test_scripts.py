@@ -147,7 +147,7 @@ def test_an_exam_that_cannot_be_taken_is_told_why(trained, exam, tmp_path, flags
 
 # ---- several processes -----------------------------------------------------------------------------------------------
 @pytest.mark.slow
-@pytest.mark.parametrize("moe", [[], ["--use_moe"]], ids=["dense", "moe"])
+@pytest.mark.parametrize("moe", [[], ["--use_moe", "--router_bias_rate", 0.01]], ids=["dense", "moe"])
 def test_two_ranks_end_where_one_process_ends(corpus, tmp_path, moe):
     # 42 rows in steps of 32 rows: the second step of each epoch is a partial window
     flags = ["--max_steps", 5, *moe]

@@ -82,6 +82,9 @@ def step(run, model, batches, stop=None):
     run.scaler.update()  # fp16 overflow: the whole step is skipped; each optimizer sees only its own gradients
     forget_gradients(run)
     run.progress.step += 1
+    if run.model.cfg.use_moe and run.model.cfg.router_bias_rate:
+        for layer, of_layer in zip(run.model.layers, parallel.total(load, runtime)):
+            layer.feed_forward.gate.rebalance(of_layer)
     if run.average:
         run.average.update(run.model, run.progress.step)
     run.progress.tokens += int(tokens)

@@ -56,7 +56,9 @@ def wrap(model, runtime):
     """The model as the loop calls it: itself, or DDP, which averages gradients over ranks."""
     if runtime.world == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None)
+    device_ids = [runtime.device.index] if runtime.device.type == "cuda" else None
+    # buffers are the same on every rank; DDP would send the angles again in each step
+    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def summed(values, runtime):
@@ -66,6 +68,14 @@ def summed(values, runtime):
     total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
     return total.tolist()
+
+
+def total(tensor, runtime):
+    """The sum of a tensor over all ranks, on its device."""
+    if runtime.world > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def added_up(table, runtime):
