@@ -89,28 +89,28 @@ class MoEFeedForward(nn.Module):
         self.shared_experts = make_expert(cfg) if cfg.n_shared_experts else None
 
     def forward(self, x, counted):
-        """x (B, T, C) → y (B, T, C), weighted balance and z loss (0-d), tokens sent to each expert (E,)."""
+        """x (B, T, C) → y (B, T, C), weighted extra losses (0-d), tokens of counted rows sent to each expert (E,)."""
         B, T, C = x.shape
         flat = x.view(-1, C)
         logits, scores, weights, chosen = self.gate(flat)
-        load = (chosen.view(-1, 1) == torch.arange(len(self.experts), device=x.device)).sum(0)  # bincount would sync
-        y = self.route(flat, weights.to(x.dtype), chosen, load).view(B, T, C)
+        visits = chosen.view(B, -1, 1) == torch.arange(len(self.experts), device=x.device)  # bincount would sync
+        y = self.route(flat, weights.to(x.dtype), chosen, visits.sum((0, 1))).view(B, T, C)
         if self.shared_experts is not None:
             y = y + self.shared_experts(x)
         extra = self.alpha * balance_loss(scores.view(B, T, -1), chosen.view(B, T, -1), counted, self.per_sequence)
         if self.z_alpha:
             extra = extra + self.z_alpha * z_loss(logits.view(B, T, -1), counted)
-        return y, extra, load
+        return y, extra, (visits & counted.view(-1, 1, 1)).sum((0, 1))
 
-    def route(self, x, weights, chosen, load):
-        """Sends each token (N, C) through its experts and adds up their weighted answers."""
+    def route(self, x, weights, chosen, sizes):
+        """Sends each token (N, C) through its experts, sizes (E,) of them each, and adds up their weighted answers."""
         k = chosen.shape[1]
         order = chosen.flatten().argsort(stable=True)  # the N*k visits, sorted by expert
         visits = x[order // k]
         if can_group(self.experts, visits):
-            answers = grouped(self.experts, visits, load)
+            answers = grouped(self.experts, visits, sizes)
         else:
-            parts = visits.split(load.tolist())
+            parts = visits.split(sizes.tolist())
             answers = torch.cat([expert(part) for expert, part in zip(self.experts, parts)])
         # Back in token order each token's k answers lie together: a sum without atomics, the same on every run.
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
@@ -138,9 +138,9 @@ def product_dtype(x):
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def grouped(experts, visits, load):
-    """All experts' SwiGLU on visits (N k, C) sorted by expert, load (E,) of them each, without asking how many."""
-    dtype, ends = product_dtype(visits), load.cumsum(0).to(torch.int32)
+def grouped(experts, visits, sizes):
+    """All experts' SwiGLU on visits (N k, C) sorted by expert, sizes (E,) of them each, without asking how many."""
+    dtype, ends = product_dtype(visits), sizes.cumsum(0).to(torch.int32)
     w1, w2, w3 = (torch.stack([getattr(e, w).weight for e in experts]).to(dtype).mT for w in ("w1", "w2", "w3"))
     visits = visits.to(dtype)
     inside = F.silu(F.grouped_mm(visits, w1, offs=ends)) * F.grouped_mm(visits, w3, offs=ends)  # (N k, hidden)

@@ -1,8 +1,5 @@
 """Several processes: what one of them does alone for long, what fails in one of them, work that is shared."""
 
-import contextlib
-import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,10 +8,10 @@ from datetime import timedelta
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from model.chat import load_tokenizer
 from model.dataset import DPODataset
+from tests.ranks import on_two_ranks
 from tests.stages import ROOT, SCRIPTS, flags_of, make_base, make_data
 from tests.test_preference import SHAPE, transformer
 from tests.test_scripts import ENV
@@ -24,23 +21,6 @@ from trainer.preference import reference_log_probs
 from trainer.runtime import Runtime
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
-
-
-def free_port():
-    with contextlib.closing(socket.socket()) as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def rank_main(rank, body, port, arguments):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    body(*arguments)
-
-
-def on_two_ranks(body, *arguments):
-    """Runs body(*arguments) in two processes that find each other; an error of either is raised here."""
-    mp.spawn(rank_main, (body, free_port(), arguments), nprocs=2)
 
 
 def slow_main_rank():

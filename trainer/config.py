@@ -53,7 +53,11 @@ class TrainConfig:
         "translate the model with torch.compile; auto: when the run is long enough to pay",
         ["auto", "on", "off"],
     )
-    parallel: str = knob("auto", "auto: ddp under torchrun, else none", ["auto", "none", "ddp"])
+    parallel: str = knob(
+        "auto",
+        "ddp: a whole model on each device; fsdp: each holds a part of it; auto: ddp under torchrun, else none",
+        ["auto", "none", "ddp", "fsdp"],
+    )
     ddp: bool = knob(False, "kept from MiniMind; torchrun is recognised without it")
     local_rank: int = knob(-1, "set by launchers; leave alone")
     num_workers: int = knob(1, "processes that prepare batches ahead; 0: none")

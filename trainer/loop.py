@@ -71,7 +71,7 @@ def step(run, model, batches, stop=None):
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
     parameters = [p for group in run.optimizers for g in group.param_groups for p in g["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip or math.inf).item()
+    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip or math.inf)).item()
     if not math.isfinite(mean) or not (math.isfinite(norm) or run.scaler.is_enabled()):
         forget_gradients(run)
         raise BadStep(describe_bad(run, mean, norm, losses, batches))
@@ -125,6 +125,7 @@ def validate(run):
             scored = int(bytes_of[batch.labels[batch.labels != IGNORE]].sum())
             totals = [x + y for x, y in zip(totals, (loss.item(), batch.units, scored))]
             facts = {name: facts.get(name, 0.0) + value.item() for name, value in found.items()}
+    parallel.settle(run.model)
     run.model.train()
     nats, units, text_bytes, *facts_summed = parallel.summed([*totals, *facts.values()], runtime)
     run.progress.val_loss, run.progress.val_step = nats / units, run.progress.step

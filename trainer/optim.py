@@ -82,14 +82,19 @@ class WeightAverage:
     def in_place(self, model):
         """A context in which the model holds the mean."""
         weights = trained(model)
-        own = {name: p.data for name, p in weights.items()}
+        own = {name: p.detach().clone() for name, p in weights.items()}
         try:
-            for name, p in weights.items():
-                p.data = self.mean[name]
+            fill(weights, self.mean)
             yield
         finally:
-            for name, p in weights.items():
-                p.data = own[name]
+            fill(weights, own)
+
+
+@torch.no_grad()
+def fill(weights, values):
+    """Copies values into the parameters of their names; in place, because FSDP and DDP hold on to their memory."""
+    for name, value in values.items():
+        weights[name].copy_(value)
 
 
 def trained(model):

@@ -7,6 +7,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.runtime import Runtime, choose_device, choose_dtype
@@ -27,8 +30,11 @@ def joined(cfg):
             raise ValueError(
                 f"--parallel none, but a launcher started {world} processes; start one, or use --parallel ddp"
             )
-        if world == 1 and "RANK" not in os.environ and (cfg.ddp or cfg.parallel == "ddp"):
-            raise ValueError("--parallel ddp needs a launcher: torchrun --nproc_per_node 2 1-pretrain.py …")
+        several = "fsdp" if cfg.parallel == "fsdp" else "ddp" if cfg.ddp or cfg.parallel == "ddp" else None
+        if world == 1 and several and (several == "fsdp" or "RANK" not in os.environ):
+            raise ValueError(
+                f"--parallel {several} needs several processes: torchrun --nproc_per_node 2 1-pretrain.py …"
+            )
         device = choose_device(cfg.device, max(cfg.local_rank, 0))
         yield Runtime(device, choose_dtype(cfg.dtype, device)[0])
         return
@@ -39,6 +45,8 @@ def joined(cfg):
     # MiniMind's habitual --device cuda:0 must not put every rank on the first GPU
     device = choose_device("cuda" if cfg.device.startswith("cuda") else cfg.device, local_rank)
     dtype, _ = choose_dtype(cfg.dtype, device)
+    if cfg.parallel == "fsdp" and dtype == torch.float16:
+        raise ValueError("--parallel fsdp cannot scale fp16 losses; use --dtype bfloat16 or float32, or --parallel ddp")
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     well = False
     try:
@@ -52,13 +60,62 @@ def joined(cfg):
             dist.destroy_process_group()
 
 
+def share_out(model, runtime):
+    """Cuts every weight into one part per rank, layer by layer (FSDP2); a layer is whole only while it computes.
+
+    Source: Zhao et al. 2023, arXiv:2304.11277; torch.distributed.fsdp.fully_shard.
+    """
+    mesh = init_device_mesh(runtime.device.type, (runtime.world,))
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def settle(model):
+    """Takes a shared out model's whole weights away after a forward pass that no backward pass follows."""
+    if isinstance(model, FSDPModule):
+        model.reshard()  # the outermost part, which stays whole for its backward pass: it would miss later changes
+
+
 def wrap(model, runtime):
     """The model as the loop calls it: itself, or DDP, which averages gradients over ranks."""
-    if runtime.world == 1:
+    if runtime.world == 1 or isinstance(model, FSDPModule):
         return model
     device_ids = [runtime.device.index] if runtime.device.type == "cuda" else None
     # buffers are the same on every rank; DDP would send the angles again in each step
     return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def whole(value):
+    """Nested dicts and lists with every tensor that is shared out put together on the host; all ranks must call it."""
+    if isinstance(value, dict):
+        return {k: whole(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [whole(v) for v in value]
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+
+
+def part_like(tensor, like):
+    """This rank's part of a whole tensor, cut as `like` is; the tensor itself where that one is whole."""
+    if isinstance(like, DTensor) and tensor.shape == like.shape:
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return tensor
+
+
+def load_model_state(model, state):
+    """load_state_dict(strict=True) of whole tensors into a model that may be shared out."""
+    own = model.state_dict()
+    model.load_state_dict({name: part_like(t, own.get(name)) for name, t in state.items()}, strict=True)
+
+
+def load_optimizer_state(optimizer, saved):
+    """The same for an optimizer; its parameters are numbered in the order of its groups."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parts = {
+        i: {k: part_like(v, parameters[i]) if torch.is_tensor(v) else v for k, v in of_parameter.items()}
+        for i, of_parameter in saved["state"].items()
+    }
+    optimizer.load_state_dict({**saved, "state": parts})
 
 
 def summed(values, runtime):
@@ -104,6 +161,14 @@ def main_first(runtime):
             dist.broadcast(well, src=0, group=runtime.patient)
 
 
+@contextlib.contextmanager
 def no_sync(model, skip):
-    """A context in which DDP keeps gradients to itself; only the last micro-batch of a step exchanges them."""
-    return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+    """A context in which gradients stay on their rank; only the last micro-batch of a step exchanges them."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(not skip)
+        yield
+    elif skip and isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+    else:
+        yield

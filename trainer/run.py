@@ -1,6 +1,7 @@
 """One training run: what it is, what it keeps between steps, how it is saved and continued."""
 
 import contextlib
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from model.lora import weights_fingerprint
 from trainer import checkpoint, history, parallel
 from trainer.config import changed_settings
 from trainer.flops import peak_flops
-from trainer.optim import WeightAverage, make_optimizers
+from trainer.optim import WeightAverage, fill, make_optimizers
 from trainer.sampler import RowOrder
 
 # Compared by content when a run is continued, beside its settings and its shape.
@@ -66,6 +67,11 @@ class Run:
         self.loss_fn, self.save_weights, self.model = loss_fn, save_weights, model.to(runtime.device)
         self.path = checkpoint.checkpoint_path(cfg.out_dir, stage, model.cfg)
         self.initial = weights_fingerprint(model) if cfg.init_from else None
+        self.plain = None  # the model that is saved, on the main rank, where the trained one is shared out
+        if cfg.parallel == "fsdp":
+            self.plain = copy.deepcopy(self.model).cpu() if runtime.is_main else None
+            parallel.share_out(self.model, runtime)
+        self.loads_to = "cpu" if cfg.parallel == "fsdp" else runtime.device
         self.optimizers = make_optimizers(model, cfg)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
         self.order = RowOrder(
@@ -91,26 +97,26 @@ class Run:
 
     def save(self):
         """Saves on the main rank; if that fails, every rank raises, so that none waits for the others."""
+        state = {
+            **self.identity(),
+            "progress": dataclasses.asdict(self.progress),
+            "model": parallel.whole(self.model.state_dict()),
+            "optimizers": parallel.whole([o.state_dict() for o in self.optimizers]),
+            "scaler": self.scaler.state_dict(),
+        }
+        if self.average:
+            state["average"] = parallel.whole(self.average.mean)
         failure = None
         if self.runtime.is_main:
             try:
-                self._write()
+                self._write(state)
             except OSError as error:
                 failure = error
         if any(parallel.summed([failure is not None], self.runtime)):
             raise failure or OSError(f"the main rank could not save {self.path}")
 
-    def _write(self):
+    def _write(self, state):
         """Writes the resume file, then the weights and their description, each whole or not at all."""
-        state = {
-            **self.identity(),
-            "progress": dataclasses.asdict(self.progress),
-            "model": self.model.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "scaler": self.scaler.state_dict(),
-        }
-        if self.average:
-            state["average"] = self.average.mean
         while self.passed_over:
             self.passed_over.pop().unlink(missing_ok=True)
         history.make_room(self.path, self.cfg.keep_last)
@@ -122,8 +128,13 @@ class Run:
         facts |= {"total_steps": self.total, "seed": self.cfg.seed, "settings": dataclasses.asdict(self.cfg)}
         facts |= {"dtype": self.identity()["dtype"], "world_size": self.runtime.world}
         description = checkpoint.describe(self.model.cfg, self.stage, self.tokenizer, **facts)
-        with self.shown_weights():
-            self.save_weights(self.path, self.model, description)
+        if self.plain is not None:
+            self.plain.load_state_dict(state["model"], strict=True)
+            fill(dict(self.plain.named_parameters()), state.get("average", {}))
+            self.save_weights(self.path, self.plain, description)
+        else:
+            with self.shown_weights():
+                self.save_weights(self.path, self.model, description)
         if self.cfg.keep_every and self.progress.step % self.cfg.keep_every == 0:
             history.keep_weights(self.path, self.progress.step)
 
@@ -140,7 +151,7 @@ class Run:
         """Continues an unfinished run of the same settings if there is one; ValueError names what differs."""
         if self.cfg.fresh:
             return
-        file, state, self.passed_over = history.newest_usable(self.path, self.runtime.device, self.runtime.say)
+        file, state, self.passed_over = history.newest_usable(self.path, self.loads_to, self.runtime.say)
         if state is None:
             return
         own = self.identity()
@@ -158,7 +169,7 @@ class Run:
 
     def go_back(self, step):
         """Returns to the newest saved state of at most this step; False, and nothing is changed, if there is none."""
-        _, state, passed_over = history.newest_usable(self.path, self.runtime.device, self.runtime.say, up_to=step)
+        _, state, passed_over = history.newest_usable(self.path, self.loads_to, self.runtime.say, up_to=step)
         if state is None:
             return False
         self.passed_over = passed_over
@@ -167,10 +178,10 @@ class Run:
 
     def _take(self, state):
         """Makes a saved state the run's own."""
-        self.model.load_state_dict(state["model"], strict=True)
+        parallel.load_model_state(self.model, state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            parallel.load_optimizer_state(optimizer, saved)
         self.scaler.load_state_dict(state["scaler"])
         if self.average:
-            self.average.mean = state["average"]
+            self.average.mean = {n: parallel.part_like(t, self.average.mean[n]) for n, t in state["average"].items()}
         self.progress = Progress(**state["progress"])
