@@ -5,10 +5,17 @@ import math
 from dataclasses import dataclass
 
 
-def knob(default, text, choices=None):
-    """A dataclass field that is also a command-line flag: its default, its help text, its allowed values."""
+def knob(default, text, choices=None, auto=False):
+    """A dataclass field that is also a command-line flag: its default, its help text, its allowed values.
+
+    With `auto` the flag also takes the word auto, which becomes an Auto of the default.
+    """
     kwargs = {"default_factory": default} if callable(default) else {"default": default}
-    return dataclasses.field(metadata={"help": text, "choices": choices}, **kwargs)
+    return dataclasses.field(metadata={"help": text, "choices": choices, "auto": auto}, **kwargs)
+
+
+class Auto(int):
+    """A number to start from where the best one is to be found out."""
 
 
 def check_knobs(settings):

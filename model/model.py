@@ -5,11 +5,13 @@ L layers, S positions attended to (T, or cache + T). Parameter names are MiniMin
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from model.attention import attend
 from model.cross_entropy import cross_entropy_sum
@@ -139,6 +141,7 @@ class Transformer(nn.Module):
     def __init__(self, cfg: LMConfig | None = None):
         super().__init__()
         self.cfg = cfg = cfg or LMConfig()
+        self.recompute = False  # in training keep each layer's input only, and compute the rest again for the gradient
         self.tok_embeddings = nn.Embedding(cfg.vocab_size, cfg.dim)
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
@@ -223,7 +226,8 @@ class Transformer(nn.Module):
         balance, load = 0.0, []
         for i, layer in enumerate(self.layers):
             last = i == len(self.layers) - 1
-            x, layer_balance, layer_load = layer(x, cos, sin, mask, counted, cache, i, wanted if last else None)
+            run = partial(checkpoint, layer, use_reentrant=False) if self.recompute and self.training else layer
+            x, layer_balance, layer_load = run(x, cos, sin, mask, counted, cache, i, wanted if last else None)
             balance = balance + layer_balance
             load.append(layer_load)
         if cache is not None:

@@ -16,6 +16,7 @@ import torch
 from evaluation.multiple_choice import SCORINGS
 from model.chat import ChatTokenizer
 from tests.conftest import SENTENCES
+from trainer.checkpoint import load_file
 
 ROOT = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONUTF8": "1"}
@@ -172,6 +173,28 @@ def test_one_failing_rank_ends_all(corpus, tmp_path):
         [sys.executable, *map(str, command)], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120
     )
     assert done.returncode != 0 and "holds id 400" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a launcher's processes are found in /proc")
+def test_a_rank_that_is_killed_ends_all_within_a_minute_and_the_same_command_continues(corpus, tmp_path):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "1-pretrain.py"]
+    command += ["--data_path", corpus / "t.bin", "--out_dir", tmp_path, *SHAPE, *QUICK, "--batch_size", 4]
+    command += ["--accumulation_steps", 1, "--save_interval", 2, "--eval_interval", 0]
+    words = [str(c) for c in (sys.executable, *command, "--max_steps", 100_000)]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(words, cwd=ROOT, env=ENV, **pipe)
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
+            os.kill(int(ranks[-1]), signal.SIGKILL)
+            break
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode != 0 and "SIGKILL" in said
+    stopped = load_file(tmp_path / "pretrain_32_resume.pth")["progress"]["step"]
+    assert stopped >= 2
+    more = call(*command, "--max_steps", stopped + 2)
+    assert f"from step {stopped}" in more
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ import sys
 import types
 import typing
 
+from model.LMConfig import Auto
+
 # What a person can cause arrives at the edge as one of these; anything else is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
 
@@ -31,6 +33,20 @@ def parse_bool(text):
     if lowered in ("false", "no", "off", "0"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is not a yes or no; write true or false")
+
+
+def number_or_auto(default):
+    """The type of a flag that takes a whole number, or 'auto', which becomes Auto(default)."""
+
+    def parse(text):
+        if text == "auto":
+            return Auto(default)
+        try:
+            return int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor auto") from None
+
+    return parse
 
 
 def parse_seed(text):
@@ -65,6 +81,8 @@ def add_fields(parser, cls, defaults=None, unset=False):
         kind = flag_type(hints[f.name])
         if kind is parse_bool:  # --use_moe and --use_moe true both work, and so does --use_moe false
             kwargs.update(type=parse_bool, nargs="?", const=True, metavar="BOOL")
+        elif f.metadata.get("auto"):
+            kwargs.update(type=number_or_auto(default), metavar="INT|auto")
         elif f.metadata.get("choices"):
             kwargs.update(choices=f.metadata["choices"])
         else:

@@ -29,7 +29,11 @@ class TrainConfig:
     # how long, how much at once
     epochs: int = knob(1, "times each row is seen")
     max_steps: int | None = knob(None, "stop after this many optimizer steps; unset: by epochs")
-    batch_size: int = knob(32, "rows in one forward pass, on each device")
+    batch_size: int = knob(
+        32,
+        "rows in one forward pass, on each device; auto: what fits, in steps of as many rows as by default",
+        auto=True,
+    )
     accumulation_steps: int = knob(8, "forward passes per optimizer step")
     # how the weights move
     optimizer: str = knob("adamw", "adamw, or muon for the matrices with adamw for the rest", ["adamw", "muon"])
@@ -60,6 +64,7 @@ class TrainConfig:
     )
     ddp: bool = knob(False, "kept from MiniMind; torchrun is recognised without it")
     local_rank: int = knob(-1, "set by launchers; leave alone")
+    recompute: bool = knob(False, "keep less for the backward pass and compute it again: less memory, a third slower")
     num_workers: int = knob(1, "processes that prepare batches ahead; 0: none")
     # what is told and kept
     log_interval: int = knob(10, "steps between log lines")
@@ -170,7 +175,19 @@ class PreferenceConfig(ChatConfig, Adapter):
 
 # What may differ between the first start of a run and its continuation without changing what it computes.
 FREE = {
-    *("out_dir", "fresh", "epochs", "max_steps", "device", "compile", "parallel", "ddp", "local_rank", "num_workers"),
+    *(
+        "out_dir",
+        "fresh",
+        "epochs",
+        "max_steps",
+        "device",
+        "compile",
+        "recompute",
+        "parallel",
+        "ddp",
+        "local_rank",
+        "num_workers",
+    ),
     *("log_interval", "save_interval", "eval_interval", "eval_batches", "use_wandb", "wandb_project", "model_name"),
     *("data_path", "init_from", "tokenizer", "dtype", "replay_path"),  # compared by what they lead to: see run.CONTENT
     *("keep_last", "keep_every", "on_bad_step", "profile"),

@@ -12,7 +12,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from model.labels import IGNORE
+from model.LMConfig import Auto
 from trainer import checkpoint, parallel
+from trainer.batch_fit import fit_batch
 from trainer.guard import BadStep, LeapDetector, describe_bad, get_past
 from trainer.losses import language_model_loss
 from trainer.metrics import Log, Meter, describe_run, start_wandb, training_line, validation_line
@@ -155,6 +157,9 @@ def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss
         OSError: a save failed; the one before is kept.
     """
     checkpoint.prepare_out_dir(cfg.out_dir)
+    model.recompute = cfg.recompute
+    if isinstance(cfg.batch_size, Auto):
+        fit_batch(model.to(runtime.device), runtime, cfg, data, loss_fn)
     run = Run(model, runtime, cfg, stage, tokenizer, data, loss_fn, save_weights)
     run.resume()
     steps = parallel.summed([run.progress.step, run.progress.step**2], runtime)
