@@ -109,8 +109,8 @@ def path_of(points, place):
     return "".join(d)
 
 
-def line_chart(title, lines, size=(360, 190), zero=False, label=tick_label, level=None, second=None):
-    """A figure with lines over training steps.
+def line_chart(title, lines, size=(360, 190), zero=False, label=tick_label, level=None, second=None, over="steps"):
+    """A figure with lines over training steps, or over something else that is counted from 0.
 
     Args:
         title: what is measured, with its unit.
@@ -120,6 +120,7 @@ def line_chart(title, lines, size=(360, 190), zero=False, label=tick_label, leve
         label: value → text, for the axis and for what is shown when pointed at.
         level: (value, name) of a horizontal line for comparison.
         second: value → text of an axis to the right that measures the same in other units.
+        over: what is counted from left to right.
     """
     lines = [line for line in lines if any(y is not None for _, y in line.points)]
     if len({x for line in lines for x, y in line.points if y is not None}) < 2:
@@ -153,7 +154,7 @@ def line_chart(title, lines, size=(360, 190), zero=False, label=tick_label, leve
             marks += [h("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3, class_=f"dot {line.style}") for x, y in spots]
     marks += slices(lines, last, place, (left, width - right, top, tall - bottom), label)
     said = "; ".join(f"{line.name}: {first_to_last(line, label)}" for line in lines if "faint" not in line.style)
-    picture = svg(size, f"{title}, over {last:,.0f} steps. {said}", marks)
+    picture = svg(size, f"{title}, over {last:,.0f} {over}. {said}", marks)
     return h("figure", h("figcaption", h("b", title), legend(lines, level, label, high)), picture, class_="chart")
 
 

@@ -47,6 +47,7 @@ class Found:
     exams: dict = field(default_factory=dict)  # path of a summary.json: what it holds
     comparisons: dict = field(default_factory=dict)
     samples: dict = field(default_factory=dict)  # name of a checkpoint: records
+    growth: dict = field(default_factory=dict)  # growth.json of benchmarks/growth.py
     problems: list = field(default_factory=list)
 
     def is_empty(self):
@@ -204,4 +205,6 @@ def read_all(out_dir, data_paths=()):
     order = {stage.name: i for i, stage in enumerate(found.stages)}
     files = sorted(found.out_dir.glob("samples/*.jsonl"), key=lambda f: (order.get(f.stem, len(order)), f.stem))
     found.samples = {file.stem: records for file in files if (records := read_records(file, found.problems))}
+    growth = found.out_dir / "growth.json"
+    found.growth = read_dict(growth, found.problems) or {} if growth.is_file() else {}
     return found

@@ -1,6 +1,8 @@
 """The training's part of a report: a table of all stages, and the curves of each."""
 
-from evaluation.markup import at, count, decimal, h, number, percent, table, table_at
+import math
+
+from evaluation.markup import at, count, decimal, h, list_at, number, percent, table, table_at, words
 from evaluation.report_charts import Line, both, line_chart, noisy, shares
 from trainer.checkpoint import STAGES
 from trainer.metrics import duration
@@ -80,6 +82,7 @@ def stages_section(found):
         parts.append(h("p", note + "pair for DPO.", class_="soft"))
     for stage in found.stages:
         parts.append(stage_part(stage, found))
+    parts.append(growth_part(found.growth))
     for kind, title in TITLES.items():
         if not found.of_kind(kind):
             parts.append(missing(found, f"{title} has not been run.", kind))
@@ -96,11 +99,37 @@ def stage_part(stage, found):
     return h("article", h("h3", stage.name), charts, id=f"stage-{stage.name}")
 
 
+def growth_part(growth):
+    """What growing costs: a line each for the model, the rows and the processes, and the figures; None without any."""
+    known = lambda p: all((number(at(p, key)) or 0) > 0 for key in ("factor", "tokens_per_second"))  # noqa: E731
+    points = [p for p in list_at(growth, "points") if known(p)]
+    if not points:
+        return None
+    lines, rows = [], []
+    for i, what in enumerate(dict.fromkeys(str(at(p, "what")) for p in points)):
+        own = [p for p in points if str(at(p, "what")) == what]
+        shares_of_first = [(math.log2(p["factor"]), p["tokens_per_second"] / own[0]["tokens_per_second"]) for p in own]
+        lines.append(Line(what, f"c{i}", shares_of_first, dots=True))
+        rows += [
+            [what, words(at(p, "label")), count(p["tokens_per_second"]), decimal(y, 2)]
+            for p, (_, y) in zip(own, shares_of_first)
+        ]
+    title = "Speed as something grows: tokens per second as a share of the first, over doublings"
+    draw = lambda wide: line_chart(title, lines, (1080, 300) if wide else (360, 190), zero=True, over="doublings")  # noqa: E731
+    chart = both(draw) if draw(True) else None
+    figures = table(["what grows", "to", "tokens/s", "share of the first"], rows)
+    made = h(
+        "p", f"{words(at(growth, 'machine'))}, {words(at(growth, 'date'))}: ", h("code", words(at(growth, "command")))
+    )
+    return h("article", h("h3", "What growing costs"), chart, figures, made, id="growth")
+
+
 def curves(stage):
     """The charts of a stage's log that have something to show: the loss in full width, then the others in a grid."""
     loss = stage.column("loss")
     lines = noisy("training", "c0", loss, dots=True)
     lines.append(Line("validation", "c1", stage.column("val_loss", True), dots=True))
+    lines.append(Line("reference", "c2", stage.column("reference_loss", True), dots=True))
     unit = "nats per pair" if any("margin" in r for r in stage.steps) else "nats per token"
     wide = line_chart(f"Loss, {unit}", lines, (1080, 300))
     charts = [both(lambda w: wide if w else line_chart(f"Loss, {unit}", lines))] if wide else []

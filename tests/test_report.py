@@ -50,7 +50,7 @@ def log(steps, name, dpo=False, moe=False):
         record |= {"tokens": 100 * step, "tokens_per_second": speed, "mfu": speed / 2000, "seconds_left": 1}
         record |= {"margin": step / 9, "accuracy": 0.75, "chosen_reward": 0.1, "rejected_reward": -1} if dpo else {}
         records.append(record | ({"expert_share": [0.3, 0.2, 0.25, 0.25]} if moe else {}))
-    last = {"step": steps, "total": steps, "val_loss": 1.25}
+    last = {"step": steps, "total": steps, "val_loss": 1.25, "reference_loss": 1.5}
     return [*records, last | ({"val_margin": 3, "val_accuracy": 0.875} if dpo else {"val_bits_per_byte": 0.375})]
 
 
@@ -100,6 +100,9 @@ def fill(out):
         (out / f"pretrain{part}.bin").touch()
         own = {"documents": documents, "part": "val" if part else "train", "dropped": {"duplicate <b>": 41}}
         write(out / f"pretrain{part}.json", bins | own)
+    points = [("parameters", "4.6 M", 1, 8000), ("parameters", "9.2 M", 2, 3200), ("processes", "1", 1, 8000)]
+    points = [dict(zip(("what", "label", "factor", "tokens_per_second"), p)) for p in points]
+    write(out / "growth.json", {"machine": "a laptop", "date": "today", "command": "growth.py", "points": points})
     write(out / "counts.json", {"seed": 0, "facts": 1234, "facts_per_relation": {"a": 1}})
     (out / "tokenizer").mkdir()
     write(out / "tokenizer" / "tokenizer.json", {})
@@ -174,7 +177,17 @@ def test_the_page_holds_every_part_of_a_run(out):
         *("Data", "Tokenizer", "Training", "Exam", "Samples", "How it was made", "State of 2026-11-21 12:00:00"),
         *("99", "1.0 %", "12,345", "duplicate <b>", "原文.jsonl", "1,234"),  # data
         *("6,400 ids, hash abc123; 50 of 50 texts", "1.725", "中华人民共和国"),  # tokenizer
-        *("6,000", "1.250", "0.375", "lora_persona_32", "87.5 % of pairs", "Share of each expert", "Reward margin"),
+        *("What growing costs", "9.2 M", "3,200", "0.40", "parameters 0.4"),
+        *(
+            "6,000",
+            "1.250",
+            "0.375",
+            "lora_persona_32",
+            "87.5 % of pairs",
+            "Share of each expert",
+            "Reward margin",
+            "reference 1.5",
+        ),
         *("90.0 %", "[83.0, 97.0]", "90 / 100", "< 0.0001", "10 / 20 / 30 / 40", "天文学", "3 × too long", "12.0 %"),
         *("no difference to be seen", "pretrain_32 → dpo_32", "哪一个？", "dpo_32: B ✓"),
         *("你好！", "你好，我在。", "script.py --name full_sft_32", "a laptop", "torch 2.13.0", "1337"),

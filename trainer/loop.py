@@ -20,6 +20,7 @@ from trainer.losses import language_model_loss
 from trainer.metrics import Log, Meter, describe_run, start_wandb, training_line, validation_line
 from trainer.optim import set_learning_rate
 from trainer.profiling import Profiler
+from trainer.reference import judged
 from trainer.run import Run
 from trainer.runtime import Stopped, StopSignal, choose_compile, ignore_stop_signals, seed_step
 from trainer.sampler import RowOrder, StepSampler
@@ -278,4 +279,5 @@ def log_validation(run, log):
     measured = validate(run)
     if measured:
         record = {"step": run.progress.step, "total": run.total, **measured}
+        record |= judged(run.reference, run.progress.tokens, measured["val_loss"])
         log.record(validation_line(record), record)

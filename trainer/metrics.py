@@ -16,6 +16,7 @@ except ImportError:  # Windows
 
 from trainer.checkpoint import write_atomically
 from trainer.flops import flops_per_token
+from trainer.reference import BAND, TRACKS, judged
 
 
 def duration(seconds):
@@ -47,6 +48,7 @@ def training_line(r):
         line += f"  experts {min(r['expert_share']):.0%}-{max(r['expert_share']):.0%}"
         if r.get("idle_experts"):
             line += f"  {r['idle_experts']} experts got no token: raise --aux_loss_alpha"
+    line += compared(r, only_if_off=True)
     if r.get("data_wait", 0) > MUCH_WAITING:
         line += f"  waits for data {r['data_wait']:.0%} of the time: raise --num_workers"
     return line + (f"  skipped {r['skipped_steps']}" if r.get("skipped_steps") else "")
@@ -57,7 +59,14 @@ def validation_line(r):
     values = f"validation loss {r['val_loss']:.3f}"
     if "val_bits_per_byte" in r:
         values += f" nats/token  {r['val_bits_per_byte']:.3f} bits/byte"
-    return f"step {r['step']}/{r['total']}  {values}{shown_facts(r, 'val_')}"
+    return f"step {r['step']}/{r['total']}  {values}{shown_facts(r, 'val_')}{compared(r)}"
+
+
+def compared(r, only_if_off=False):
+    """'  reference 5.81: 12% above it' of a record that has one; '' without, or if asked only where it is off."""
+    if "reference_loss" not in r or (only_if_off and r["tracks"] == TRACKS):
+        return ""
+    return f"  reference {r['reference_loss']:.2f}: {r['tracks']}"
 
 
 class Log:
@@ -184,6 +193,7 @@ class Meter:
             "peak_memory": peak_memory(run.runtime.device),
             "seconds_left": self.elapsed_before / (progress.step - self.first_step) * (run.total - progress.step),
         }
+        record |= judged(run.reference, progress.tokens, record["loss"])
         record |= {name: sum(f[name] for f in self.facts) / len(self.facts) for name in self.facts[0]}
         if progress.skipped:
             record["skipped_steps"] = progress.skipped
@@ -222,6 +232,12 @@ def describe_run(run):
             f"optimizer state, {saved:.1f} MB less than for all; gradients: {saved / 2:.1f} MB less"
         )
     runtime.say(f"device    {where}, {str(runtime.dtype).removeprefix('torch.')} (--dtype {cfg.dtype})")
+    if run.reference:
+        about = run.reference
+        runtime.say(
+            f"reference {about['file']}: {about['data']}, up to {about['tokens'][-1] / 1e6:.1f} M tokens; "
+            f"a loss within {BAND:.0%} of it is normal"
+        )
     rows, T = len(run.data.train_rows), run.data.train.T
     runtime.say(
         f"data      {rows:,} rows of {T} ({run.data.train.fill:.1%} real tokens), "

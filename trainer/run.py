@@ -16,6 +16,7 @@ from trainer import checkpoint, history, parallel
 from trainer.config import changed_settings
 from trainer.flops import peak_flops
 from trainer.optim import WeightAverage, fill, make_optimizers
+from trainer.reference import reference_for
 from trainer.sampler import RowOrder
 
 # Compared by content when a run is continued, beside its settings and its shape.
@@ -81,6 +82,7 @@ class Run:
         self.progress = Progress()
         self.passed_over = []  # saved states that are damaged, or from behind the point that the run went back to
         self.average = WeightAverage(self.model, cfg.ema) if cfg.ema else None
+        self.reference = None if cfg.init_from else reference_for(model.cfg, stage, tokenizer.hash)
         self.peak = peak_flops(runtime.device, runtime.dtype) * runtime.world
 
     def identity(self):

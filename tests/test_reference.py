@@ -1,0 +1,83 @@
+"""Recorded curves: which runs they are compared with, and what is said of them."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import make_reference
+from model.chat import load_tokenizer
+from model.LMConfig import PRESETS, LMConfig, config_for
+from model.model import Transformer
+from tests.test_training import CPU, SHAPE, ByteVocabulary, Rows, settings
+from trainer import reference
+from trainer.loop import fit
+from trainer.metrics import training_line, validation_line
+from trainer.reference import BAND, TRACKS, judged, loss_at, reference_for
+from trainer.run import Data
+
+CURVE = {"tokens": [1000, 2000, 4000], "val_loss": [8.0, 7.0, 6.0]}
+RECORD = {"step": 3, "total": 9, "loss": 7.7, "val_loss": 7.7, "lr": 1e-3, "norm": 1.0, "tokens_per_second": 1.0}
+RECORD |= {"mfu": 0.1, "seconds_left": 1.0}
+
+
+def test_between_its_points_a_curve_is_straight_and_outside_it_says_nothing():
+    assert [loss_at(CURVE, n) for n in (1000, 1500, 2000, 3000, 4000)] == pytest.approx([8.0, 7.5, 7.0, 6.5, 6.0])
+    assert [loss_at(CURVE, n) for n in (999, 4001)] == [None, None]
+    assert judged(CURVE, 5000, 3.0) == {} == judged(None, 1500, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"), [(7.5, TRACKS), (7.5 * (1 + BAND) - 0.01, TRACKS), (9.0, "20% above it"), (6.0, "20% below it")]
+)
+def test_a_loss_far_from_the_curve_is_told_on_the_lines_of_the_run(loss, words):
+    told = judged(CURVE, 1500, loss)
+    assert told == {"reference_loss": pytest.approx(7.5), "tracks": words}
+    assert f"reference 7.50: {words}" in validation_line(RECORD | told)
+    assert (f"reference 7.50: {words}" in training_line(RECORD | told)) == (words != TRACKS)
+
+
+def test_only_a_run_of_the_same_shape_stage_and_tokenizer_is_compared(tmp_path, monkeypatch):
+    cfg = config_for("tiny")
+    shape = {name: getattr(cfg, name) for name in reference.SHAPE}
+    (tmp_path / "a.json").write_text(json.dumps({**CURVE, "shape": shape, "tokenizer_hash": "x"}), encoding="utf-8")
+    monkeypatch.setattr(reference, "FOLDER", tmp_path)
+    assert reference_for(cfg, "pretrain", "x")["file"] == "a.json"
+    others = [(cfg, "full_sft", "x"), (cfg, "pretrain", "y"), (config_for("small"), "pretrain", "x")]
+    assert not any(reference_for(*other) for other in others)
+
+
+def test_a_run_becomes_a_curve_that_its_own_repetition_tracks(tmp_path, monkeypatch, capsys):
+    def run(out_dir):
+        torch.manual_seed(3)
+        rows = Rows()
+        data = Data(rows, np.arange(90), rows, np.arange(90, 103))
+        fit(Transformer(LMConfig(**SHAPE)), CPU, settings(out_dir, eval_interval=2), "pretrain", ByteVocabulary(), data)
+
+    run(tmp_path / "first")
+    flags = ["--model", str(tmp_path / "first" / "pretrain_32.pth"), "--data", "noise", "--name", "toy"]
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, "FOLDER", tmp_path / "curves")
+        patch.setattr(make_reference, "FOLDER", tmp_path / "curves")
+        make_reference.main(flags)
+        capsys.readouterr()
+        run(tmp_path / "second")
+    said = capsys.readouterr().out
+    assert "reference toy.json: noise" in said and said.count(f": {TRACKS}") == 5
+    lines = [json.loads(line) for line in open(tmp_path / "second" / "pretrain_32.jsonl", encoding="utf-8")]
+    for r in lines:
+        if "val_loss" in r:
+            assert r["reference_loss"] == pytest.approx(r["val_loss"])
+
+
+def test_the_recorded_curves_are_of_presets_and_the_projects_own_tokenizer():
+    files = sorted(reference.FOLDER.glob("*.json"))
+    assert files
+    for file in files:
+        curve = json.loads(file.read_text(encoding="utf-8"))
+        cfg = config_for(file.stem)
+        assert file.stem in PRESETS and curve["shape"] == {n: getattr(cfg, n) for n in reference.SHAPE}
+        assert curve["tokenizer_hash"] == load_tokenizer().hash
+        assert curve["val_loss"][0] < math.log(6400) and sorted(curve["tokens"]) == curve["tokens"]
