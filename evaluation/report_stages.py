@@ -118,9 +118,8 @@ def growth_part(growth):
     draw = lambda wide: line_chart(title, lines, (1080, 300) if wide else (360, 190), zero=True, over="doublings")  # noqa: E731
     chart = both(draw) if draw(True) else None
     figures = table(["what grows", "to", "tokens/s", "share of the first"], rows)
-    made = h(
-        "p", f"{words(at(growth, 'machine'))}, {words(at(growth, 'date'))}: ", h("code", words(at(growth, "command")))
-    )
+    where = [words(at(growth, "machine")), ", ", words(at(growth, "date")), ": "]
+    made = h("p", where, h("code", words(at(growth, "command"))), class_="soft")
     return h("article", h("h3", "What growing costs"), chart, figures, made, id="growth")
 
 

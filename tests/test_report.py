@@ -177,7 +177,7 @@ def test_the_page_holds_every_part_of_a_run(out):
         *("Data", "Tokenizer", "Training", "Exam", "Samples", "How it was made", "State of 2026-11-21 12:00:00"),
         *("99", "1.0 %", "12,345", "duplicate <b>", "原文.jsonl", "1,234"),  # data
         *("6,400 ids, hash abc123; 50 of 50 texts", "1.725", "中华人民共和国"),  # tokenizer
-        *("What growing costs", "9.2 M", "3,200", "0.40", "parameters 0.4"),
+        *("What growing costs", "9.2 M", "3,200", "0.40", "parameters 0.4", "reference 1.5"),
         *(
             "6,000",
             "1.250",
@@ -186,7 +186,6 @@ def test_the_page_holds_every_part_of_a_run(out):
             "87.5 % of pairs",
             "Share of each expert",
             "Reward margin",
-            "reference 1.5",
         ),
         *("90.0 %", "[83.0, 97.0]", "90 / 100", "< 0.0001", "10 / 20 / 30 / 40", "天文学", "3 × too long", "12.0 %"),
         *("no difference to be seen", "pretrain_32 → dpo_32", "哪一个？", "dpo_32: B ✓"),
