@@ -53,7 +53,7 @@ def step(run, model, batches, stop=None):
     if not units:
         raise ValueError(f"step {run.progress.step + 1} has no scored token; check --data_path")
     seed_step(cfg.seed, run.progress.step, runtime.rank)
-    losses, load, facts = [], 0, []
+    losses, load, facts = [], 0, {}
     for i, batch in enumerate(batches):
         if stop is not None and any(parallel.summed([stop.received, stop.save], runtime)):
             forget_gradients(run)
@@ -67,14 +67,16 @@ def step(run, model, batches, stop=None):
             objective = (loss / units + balance * share) * runtime.world
             run.scaler.scale(objective).backward()
         losses.append(loss.detach())
-        facts.append(torch.stack([torch.zeros_like(loss), *found.values()]).detach())
+        facts = {name: facts.get(name, 0.0) + value.detach() for name, value in found.items()}
         load = load + expert_load
-    losses, facts = torch.stack(losses).tolist(), torch.stack(facts).sum(0).tolist()[1:]
-    mean, *facts = parallel.summed([x / units for x in (sum(losses), *facts)], runtime)
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
     parameters = [p for group in run.optimizers for g in group.param_groups for p in g["params"]]
-    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip or math.inf)).item()
+    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip or math.inf)).to(runtime.device)
+    # the only place where a step waits for the device
+    norm, *told = torch.stack([x.float() for x in (norm, *losses, *facts.values())]).tolist()
+    losses, told = told[: len(batches)], told[len(batches) :]
+    mean, *told = parallel.summed([x / units for x in (sum(losses), *told)], runtime)
     if not math.isfinite(mean) or not (math.isfinite(norm) or run.scaler.is_enabled()):
         forget_gradients(run)
         raise BadStep(describe_bad(run, mean, norm, losses, batches))
@@ -93,7 +95,7 @@ def step(run, model, batches, stop=None):
     run.progress.tokens += int(tokens)
     run.progress.skipped += not math.isfinite(norm)
     run.progress.train_loss = mean
-    return mean, norm, load, dict(zip(found, facts))
+    return mean, norm, load, dict(zip(facts, told))
 
 
 def forget_gradients(run):
