@@ -82,8 +82,9 @@ def wrap(model, runtime):
     if runtime.world == 1 or isinstance(model, FSDPModule):
         return model
     device_ids = [runtime.device.index] if runtime.device.type == "cuda" else None
-    # buffers are the same on every rank; DDP would send the angles again in each step
-    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    angles = [name for name, _ in model.named_buffers() if name.startswith("rope_")]  # else sent again in each step
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, angles)
+    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
 def whole(value):
