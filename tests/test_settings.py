@@ -71,7 +71,7 @@ def test_a_misspelt_default_stops_at_start():
 
 def test_help_names_every_default():
     text = parser_of(TrainConfig).format_help()
-    assert all(f.name in text for f in dataclasses.fields(TrainConfig)) and "(default: 0.001)" in text
+    assert all(f.name in text for f in dataclasses.fields(TrainConfig)) and "(default: 0.95)" in text
 
 
 @pytest.mark.parametrize(
@@ -337,3 +337,8 @@ def test_wandb_without_login_says_what_to_do_and_training_goes_on(tmp_path, monk
 def test_wandb_is_off_unless_asked_for_and_on_one_rank():
     assert start_wandb(TrainConfig(), Runtime(CPU, torch.float32), {}) is None
     assert start_wandb(SimpleNamespace(use_wandb=True), Runtime(CPU, torch.float32, rank=1, world=2), {}) is None
+
+
+def test_the_rate_of_pretraining_is_the_optimizers_unless_it_is_typed():
+    assert [TrainConfig(optimizer=name).learning_rate for name in ("adamw", "muon")] == [1e-3, 4e-3]
+    assert TrainConfig(optimizer="muon", learning_rate=2e-3).learning_rate == 2e-3

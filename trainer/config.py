@@ -15,6 +15,10 @@ def refuse_unused(settings, names, condition):
         raise ValueError(f"{', '.join(typed)} has no effect {condition}; leave it out")
 
 
+# The best of benchmarks/recipe_sweep.py for pretraining `tiny`, in steps of 4,096 tokens; see benchmarks/RESULTS.md.
+RATES = {"adamw": 1e-3, "muon": 4e-3}
+
+
 @dataclass
 class TrainConfig:
     """Settings shared by all training stages; names and defaults are MiniMind's where it has them."""
@@ -37,7 +41,7 @@ class TrainConfig:
     accumulation_steps: int = knob(8, "forward passes per optimizer step")
     # how the weights move
     optimizer: str = knob("adamw", "adamw, or muon for the matrices with adamw for the rest", ["adamw", "muon"])
-    learning_rate: float = knob(1e-3, "highest learning rate")
+    learning_rate: float | None = knob(None, "highest learning rate; unset: 1e-3 for adamw, 4e-3 for muon")
     schedule: str = knob("cosine", "how the rate falls after warmup", ["cosine", "linear", "constant", "wsd"])
     warmup_iters: int = knob(20, "steps in which the rate rises from 0; at most a tenth of the run")
     min_lr_ratio: float = knob(0.1, "the rate at the end, as a share of the highest")
@@ -94,6 +98,8 @@ class TrainConfig:
         for name, limit in at_least.items():
             if getattr(self, name) < limit:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least {limit}")
+        if self.learning_rate is None:
+            self.learning_rate = RATES[self.optimizer]
         if not self.learning_rate > 0:
             raise ValueError(f"--learning_rate is {self.learning_rate}; it must be above 0")
         for name in ("val_fraction", "min_lr_ratio", "anneal_fraction"):
