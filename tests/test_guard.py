@@ -5,6 +5,7 @@ import math
 import os
 import random
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ import torch
 
 from model.batch import collate
 from model.LMConfig import LMConfig
+from model.lora import add_lora
 from model.model import Transformer
 from tests.test_training import CPU, SHAPE, ByteVocabulary, Rows, difference, settings, train
 from trainer import loop
 from trainer.checkpoint import load_file, load_model
+from trainer.config import LoRAConfig
 from trainer.guard import MOST_RETURNS, PATIENCE, LeapDetector
 from trainer.losses import language_model_loss
 from trainer.run import Data, Run
@@ -304,3 +307,35 @@ def test_the_log_tells_memory_and_waiting(tmp_path):
     train(tmp_path)
     (first, *_) = [json.loads(x) for x in open(tmp_path / "pretrain_32.jsonl", encoding="utf-8")]
     assert 0 <= first["data_wait"] <= 1 and first["peak_memory"] > 1e8
+
+
+def test_a_clock_that_is_set_back_changes_neither_weights_nor_speeds(tmp_path, monkeypatch):
+    whole, calls = train(tmp_path / "a"), []
+
+    def set_back():
+        calls.append(1)
+        return 2e9 - 3600.0 * len(calls)
+
+    monkeypatch.setattr(time, "time", set_back)
+    assert equal(whole, train(tmp_path / "b"))
+    lines = [json.loads(x) for x in open(tmp_path / "b" / "pretrain_32.jsonl", encoding="utf-8")]
+    assert all(r["tokens_per_second"] > 0 and r["seconds_left"] >= 0 for r in lines)
+
+
+def test_a_mean_of_adapters_is_merged_and_saved(tmp_path):
+    """4-lora_sft.py --ema: what is saved beside and inside the checkpoint is the mean, the base stays as it was."""
+    torch.manual_seed(0)
+    model = add_lora(Transformer(LMConfig(**SHAPE)), LoRAConfig(rank=2))
+    base = {k: v.clone() for k, v in model.state_dict().items() if "lora" not in k}
+    rows = Rows()
+    cfg = settings(tmp_path, ema=0.5, learning_rate=1e-2)
+    saved = {}
+
+    def noting(path, model, description):
+        saved.update({k: v.clone() for k, v in model.state_dict().items()})
+
+    loop.fit(model, CPU, cfg, "lora_x", ByteVocabulary(), Data(rows, np.arange(103)), save_weights=noting)
+    now = model.state_dict()
+    assert equal(base, {k: saved[k] for k in base})
+    moved = [k for k in now if "lora" in k]
+    assert moved and all((saved[k] - now[k]).abs().max() > 0 for k in moved if "lora_B" in k)
