@@ -12,6 +12,7 @@ One thing grows at a time; the others stay at the first value of their list. Eve
 
 import datetime
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -39,7 +40,8 @@ def tokens_per_second(typed, preset, T, processes, folder):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     words = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "1-pretrain.py")]
     words += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    done = subprocess.run(words, capture_output=True, text=True)
+    threads = str(max(1, (os.cpu_count() or 1) // processes))  # torchrun would give each process one
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": threads})
     if done.returncode:
         raise ValueError(f"{preset}, rows of {T}, {processes} processes failed: {done.stderr.strip()[-500:]}")
     (log,) = Path(folder).glob("pretrain_*.jsonl")

@@ -4,7 +4,7 @@
 
 reads    a .bin with its _val part (data_process.py pretrain --val_fraction 0.03)
 runs     1-pretrain.py, once per row of the table; what is in --work_dir is not run again
-prints   a Markdown table, and the share of AdamW's tokens after which Muon has AdamW's validation loss
+prints   a Markdown table, and how far Muon is ahead or behind with fewer of the tokens
 
 First a sweep of both rates with one seed, then the best of each with the other seeds. Muon's runs are short ones with a
 schedule of their own, not the beginnings of long ones: a rate that has not fallen yet hides what was learnt.
@@ -93,8 +93,8 @@ class Sweep:
         return best
 
 
-def table_of(losses, typed):
-    """{Recipe: loss} → a Markdown table, and lines about what it shows."""
+def table_of(losses):
+    """{Recipe: loss} → the lines of a Markdown table."""
     lines = [
         "| optimizer | schedule | learning rate | share of the steps | seed | validation loss |",
         "|---|---|---:|---:|---:|---:|",
@@ -128,7 +128,7 @@ def parse(argv):
     args.add_flag(parser, "max_seq_len", type=int, default=256, help="positions per row (default: 256)")
     args.add_flag(parser, "batch_size", type=int, default=16, help="rows in a step (default: 16)")
     args.add_flag(parser, "steps", type=int, default=400, help="steps of AdamW (default: 400)")
-    args.add_flag(parser, "adamw", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3], help="its learning rates")
+    args.add_flag(parser, "adamw", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3], help="its learning rates")
     args.add_flag(parser, "muon", type=float, nargs="+", default=[2e-3, 4e-3, 8e-3, 1.6e-2], help="its learning rates")
     args.add_flag(parser, "schedule", default="linear", help="Muon's schedule (default: linear, to 0)")
     args.add_flag(parser, "shares", type=float, nargs="+", default=[0.6, 0.5], help="of the steps, for Muon")
@@ -148,7 +148,7 @@ def main(argv=None):
     rivals = [[Recipe("muon", typed.schedule, muon.learning_rate, x, s) for s in seeds] for x in typed.shares]
     for recipe in [*base, *(r for group in rivals for r in group)]:
         sweep.loss(recipe)
-    lines = [*table_of(sweep.losses, typed), "", *verdict(sweep.losses, base, rivals)]
+    lines = [*table_of(sweep.losses), "", *verdict(sweep.losses, base, rivals)]
     tokens = typed.batch_size * typed.max_seq_len
     lines.append(f"- {typed.preset}, {typed.steps} steps of {tokens:,} positions; {datetime.date.today()}")
     print("\n".join(lines))

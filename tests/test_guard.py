@@ -16,10 +16,10 @@ from model.LMConfig import LMConfig
 from model.lora import add_lora
 from model.model import Transformer
 from tests.test_training import CPU, SHAPE, ByteVocabulary, Rows, difference, settings, train
-from trainer import loop
+from trainer import history, loop
 from trainer.checkpoint import load_file, load_model
 from trainer.config import LoRAConfig
-from trainer.guard import MOST_RETURNS, PATIENCE, LeapDetector
+from trainer.guard import LASTING, MOST_RETURNS, BadStep, LeapDetector
 from trainer.losses import language_model_loss
 from trainer.run import Data, Run
 
@@ -118,7 +118,7 @@ def test_a_loss_that_leaps_up_and_stays_there_sends_the_run_back(tmp_path, capsy
 
     train(tmp_path / "run", loss_fn=struck, max_steps=60, save_interval=10)
     said = capsys.readouterr().out
-    assert f"leapt up {PATIENCE} steps ago" in said and "back to the state of step 40" in said
+    assert f"leapt up {LASTING} steps ago" in said and "back to the state of step 40" in said
     losses = [json.loads(x).get("loss") for x in open(tmp_path / "run" / "pretrain_32.jsonl", encoding="utf-8")]
     assert max(x for x in losses if x) < 6.5  # what was seen in between is no part of the run
 
@@ -128,8 +128,8 @@ def test_a_leap_is_five_high_losses_in_a_row_and_neither_noise_nor_one_odd_batch
     assert not any(leaps.note(8 - 5 * i / 400 + rng.gauss(0, 0.3)) for i in range(400))
     assert not leaps.note(30.0) and leaps.high == 1
     assert [leaps.note(3.0), leaps.high] == [0, 0]
-    found = [LeapDetector(leaps.state()).note(9.0)] + [leaps.note(9.0) for _ in range(PATIENCE)]
-    assert found == [0] * PATIENCE + [PATIENCE]
+    found = [LeapDetector(leaps.state()).note(9.0)] + [leaps.note(9.0) for _ in range(LASTING)]
+    assert found == [0] * LASTING + [LASTING]
 
 
 def test_leaps_are_not_judged_before_there_is_something_to_judge_by():
@@ -160,17 +160,92 @@ def test_without_a_saved_state_weights_that_are_no_numbers_end_the_run(tmp_path)
         train(tmp_path, loss_fn=struck)
 
 
+def test_an_odd_high_loss_and_bad_data_before_the_first_save_cost_one_step(tmp_path, capsys):
+    seen = []
+
+    def odd(model, batch):
+        seen.append(1)
+        losses = language_model_loss(model, batch)
+        factor = {28: 3.0, 30: math.nan}.get(len(seen), 1.0)
+        return losses._replace(loss=losses.loss + losses.loss.detach() * (factor - 1))
+
+    train(tmp_path, loss_fn=odd, max_steps=40, accumulation_steps=1, save_interval=100)
+    assert load_model(tmp_path / "pretrain_32.pth")[1]["skip"] == [29]
+    assert "going on without the data of step 30" in capsys.readouterr().out
+
+
+def test_a_bad_step_after_high_losses_leaves_out_the_data_that_began_them(tmp_path):
+    leaps = LeapDetector({"usual": [3.0] * 30, "high": 0})
+    assert leaps.began(7, 7) == 7  # nothing was high: the step itself
+    leaps.note(9.0), leaps.note(9.0)  # steps 46 and 47
+    assert leaps.began(48, 48) == 45  # step 48 was not taken; the update of 45 made 46 high
+    leaps.note(9.0), leaps.note(9.0), leaps.note(9.0)
+    assert leaps.began(50, 51) == 45
+
+
+def test_after_a_loss_that_is_no_number_the_loss_scaler_goes_on(tmp_path):
+    rows = Rows()
+    model = Transformer(LMConfig(**SHAPE))
+    data = Data(rows, np.arange(103))
+    run = Run(model, CPU, settings(tmp_path), "pretrain", ByteVocabulary(), data, language_model_loss)
+    scaler = lambda: torch.amp.GradScaler("cpu", init_scale=64.0, enabled=True)  # noqa: E731
+    run.scaler, run._make_scaler = scaler(), scaler
+    batches = [collate([rows[i] for i in micro]) for micro in run.order.micro_batches(0)]
+    run.loss_fn = lambda m, b: language_model_loss(m, b)._replace(loss=(m.norm.weight * math.nan).sum())
+    with pytest.raises(BadStep):
+        loop.step(run, model, batches)
+    run.loss_fn = language_model_loss
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    loop.step(run, model, batches)
+    assert run.scaler.get_scale() == 64.0 and difference(before, model.state_dict()) > 0
+
+
 # ---- saved states ----------------------------------------------------------------------------------------------------
 def test_a_damaged_newest_state_is_passed_over_for_the_one_before_and_said_aloud(tmp_path, capsys):
-    whole = train(tmp_path / "a")
-    train(tmp_path / "b", max_steps=8, schedule="cosine")
+    steady = {"schedule": "constant", "warmup_iters": 0}
+    whole = train(tmp_path / "a", **steady)
+    train(tmp_path / "b", max_steps=8, **steady)
     newest = tmp_path / "b" / "pretrain_32_resume.pth"
     newest.write_bytes(newest.read_bytes()[:-2000])
-    again = train(tmp_path / "b")
+    again = train(tmp_path / "b", **steady)
     said = capsys.readouterr().out
     assert f"damaged   {newest} is not a whole checkpoint" in said and "pretrain_32_resume_1.pth from step 4" in said
     assert load_file(newest)["progress"]["step"] == 10 and (tmp_path / "b/kept/pretrain_32_resume_1.pth").is_file()
-    assert set(whole) == set(again)
+    assert equal(whole, again)
+
+
+def test_a_save_that_fails_after_a_damaged_state_was_passed_over_leaves_the_good_one(tmp_path, monkeypatch):
+    train(tmp_path, max_steps=8)
+    newest = tmp_path / "pretrain_32_resume.pth"
+    newest.write_bytes(b"damaged")
+
+    def full_disk(state, file):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="file write failed"):
+        patch.setattr(torch, "save", full_disk)
+        train(tmp_path, max_steps=8)
+    assert {load_file(f)["progress"]["step"] for f in history.states(tmp_path / "pretrain_32.pth").values()} == {4}
+
+
+def test_a_state_that_is_saved_twice_does_not_push_out_the_one_before(tmp_path):
+    rows = Rows()
+    data = Data(rows, np.arange(90), rows, np.arange(90, 103))  # validation: the end is saved once more with its loss
+    loop.fit(Transformer(LMConfig(**SHAPE)), CPU, settings(tmp_path), "pretrain", ByteVocabulary(), data)
+    files = history.states(tmp_path / "pretrain_32.pth").values()
+    assert [load_file(f)["progress"]["step"] for f in files] == [10, 8]
+
+
+def test_a_state_from_before_a_setting_existed_is_continued_with_its_default_only(tmp_path):
+    train(tmp_path, max_steps=4)
+    file = tmp_path / "pretrain_32_resume.pth"
+    state = load_file(file)
+    del state["settings"]["ema"], state["config"]["router_z_alpha"], state["progress"]["skip"]
+    torch.save(state, file)
+    for changes, words in (({"ema": 0.5}, "ema 0.0 there"), ({"shape": {"router_z_alpha": 0.1}}, "router_z_alpha 0.0")):
+        with pytest.raises(ValueError, match=words):
+            train(tmp_path, max_steps=6, **changes)
+    train(tmp_path, max_steps=6)
 
 
 @pytest.mark.parametrize(("keep", "steps"), [(1, {10}), (2, {8, 10}), (3, {4, 8, 10}), (9, {4, 8, 10})])

@@ -61,12 +61,21 @@ def test_the_largest_batch_that_fits_is_taken_and_a_step_keeps_its_rows(tmp_path
 
 def test_a_batch_that_cannot_fit_is_not_even_tried(tmp_path, monkeypatch):
     model, rows = Transformer(LMConfig(**SHAPE)), Rows()
-    per_row = 2 * bytes_kept(model, CPU, batch_fit.batch_of(data_of(rows), 1), language_model_loss)
+    one, two = (bytes_kept(model, CPU, batch_fit.batch_of(data_of(rows), n), language_model_loss) for n in (1, 2))
+    per_row = batch_fit.AGAIN * (two - one)
     weights = model.n_params() * 16
     monkeypatch.setattr(batch_fit, "memory_of", lambda device: (weights + 7 * per_row) / batch_fit.SHARE)
     cfg, asked = settings(tmp_path, batch_size=Auto(32), accumulation_steps=1), []
     fit_batch(model, CPU, cfg, data_of(rows), limited(100, asked))
-    assert cfg.batch_size == 4 and asked == [1, 4]
+    assert cfg.batch_size == 4 and asked == [1, 2, 4]
+
+
+def test_a_loaded_model_is_measured_as_it_trains(tmp_path, capsys):
+    model, sizes = Transformer(LMConfig(**{**SHAPE, "n_layers": 12})).eval(), []
+    model.recompute = True
+    cfg = settings(tmp_path, batch_size=Auto(8))
+    fit_batch(model, CPU, cfg, data_of(Rows()), lambda m, b: (sizes.append(m.training), language_model_loss(m, b))[1])
+    assert all(sizes) and model.training
 
 
 def test_what_one_row_keeps_grows_with_the_rows():

@@ -2,16 +2,22 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from inference.export import stock_config
 from model import moe
+from model.batch import collate
 from model.LMConfig import LMConfig
 from model.lora import Adapter, add_lora
 from model.model import FeedForward, Transformer
 from model.moe import MoEFeedForward, Router, grouped, z_loss
+from tests.test_training import CPU, ByteVocabulary, Rows, settings
+from trainer import loop
 from trainer.checkpoint import load_model, save_weights
+from trainer.losses import language_model_loss
+from trainer.run import Data, Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 320, "max_seq_len": 96, "use_moe": True}
@@ -122,3 +128,12 @@ def test_biases_are_saved_loaded_and_not_exported_as_if_they_were_not_there(tmp_
     assert again.layers[1].feed_forward.gate.bias.tolist() == [0.5] * 4
     with pytest.raises(ValueError, match="router_bias_rate"):
         stock_config(again.cfg, None)
+
+
+def test_an_adapter_leaves_the_biases_of_its_base_alone(tmp_path):
+    model = add_lora(Transformer(LMConfig(**SHAPE, router_bias_rate=0.01)), Adapter(rank=2))
+    rows = Rows()
+    data = Data(rows, np.arange(40))
+    run = Run(model, CPU, settings(tmp_path), "lora_x", ByteVocabulary(), data, language_model_loss)
+    loop.step(run, model, [collate([rows[i] for i in micro]) for micro in run.order.micro_batches(0)])
+    assert not any(layer.feed_forward.gate.bias.any() for layer in model.layers)

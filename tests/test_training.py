@@ -83,6 +83,15 @@ def difference(a, b):
     return max((a[k] - b[k]).abs().max().item() for k in a)
 
 
+MUON_ROUNDS = 0.05  # torch.optim.Muon orthogonalises in bf16, whose last bit makes 1e-7 in a gradient visible
+
+
+def share_of_the_way(a, b, start):
+    """How far two sets of weights lie apart, as a share of how far they moved."""
+    far = lambda x, y: math.sqrt(sum((x[k] - y[k]).square().sum().item() for k in x))  # noqa: E731
+    return far(a, b) / far(a, start)
+
+
 def optimizer_tensors(out_dir, name="pretrain_32"):
     states = load_file(out_dir / f"{name}_resume.pth")["optimizers"]
     return [t for s in states for p in s["state"].values() for t in p.values() if torch.is_tensor(t)]
@@ -97,9 +106,12 @@ def test_accumulation_does_not_change_the_weights(tmp_path, optimizer, moe):
     changes = {"max_steps": 5, "optimizer": optimizer}
     whole = train(tmp_path / "a", shape, batch_size=32, accumulation_steps=1, **changes)
     split = train(tmp_path / "b", shape, batch_size=4, accumulation_steps=8, **changes)
-    # torch.optim.Muon orthogonalises in bf16, whose rounding (2^-8 of an update) makes 1e-7 in the gradient visible
-    assert difference(whole, split) < (1e-5 if optimizer == "adamw" else 2e-4)
-    assert difference(whole, Transformer(LMConfig(**{**SHAPE, **shape})).state_dict()) > 1e-3  # they did move
+    torch.manual_seed(3)
+    start = Transformer(LMConfig(**{**SHAPE, **shape})).state_dict()
+    if optimizer == "adamw":
+        assert difference(whole, split) < 1e-5
+    assert share_of_the_way(whole, split, start) < MUON_ROUNDS
+    assert difference(whole, start) > 1e-3  # they did move
 
 
 def test_the_gradient_is_the_mean_over_all_scored_tokens_of_the_step(tmp_path):

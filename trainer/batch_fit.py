@@ -5,6 +5,7 @@ size is then tried, and a smaller one where memory runs out. The machine's total
 that a run that is continued splits its steps as before.
 """
 
+import math
 import os
 
 import torch
@@ -27,22 +28,23 @@ def fit_batch(model, runtime, cfg, data, loss_fn):
     """
     if cfg.parallel == "fsdp":
         raise ValueError("--batch_size auto cannot look ahead to --parallel fsdp; give a number")
+    model.train()  # a loaded one comes as it is used, without dropout
     rows = cfg.batch_size * cfg.accumulation_steps
     sizes = [b for b in range(rows, 0, -1) if rows % b == 0]
     state = sum(p.numel() * 4 * (4 if p.requires_grad else 1) for p in model.parameters())  # AdamW: weight, gradient, 2
     room = SHARE * memory_of(runtime.device) - state
-    per_row = AGAIN * bytes_kept(model, runtime, batch_of(data, 1), loss_fn)
-    guess = next((b for b in sizes if b * per_row <= room), 1)
+    per_row = AGAIN * bytes_a_row(model, runtime, data, loss_fn)
+    guess = parallel.smallest(next((b for b in sizes if b * per_row <= room), 1), runtime)
     for size in (b for b in sizes if b <= guess):
         (failed,) = parallel.summed([not works(model, runtime, batch_of(data, size), loss_fn)], runtime)
         if not failed:  # on any rank
             break
     cfg.batch_size, cfg.accumulation_steps = size, rows // size
-    runtime.say(f"batch     {size} rows in a pass, {rows // size} passes a step (about {per_row / 1e6:.0f} MB a row)")
+    runtime.say(f"batch     {size} rows in a pass, {rows // size} passes a step ({per_row / 1e6:,.0f} MB a row)")
 
 
 def memory_of(device):
-    """Bytes that the device has; of a CPU, what this process may use of the machine's."""
+    """Bytes that the device has; of a CPU, this process's share of what may be used of the machine's."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
@@ -51,13 +53,22 @@ def memory_of(device):
         with open(file, encoding="ascii") as f:
             text = f.read().strip()
         total = min(total, int(text)) if text.isdecimal() else total
-    return total
+    return total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def batch_of(data, size):
     """A batch of the first rows; filled up, where there are fewer, with unscored ones."""
     rows = [int(row) for row in data.train_rows[:size]]
     return data.collate([data.train[row] for row in rows + [FILLER] * (size - len(rows))])
+
+
+def bytes_a_row(model, runtime, data, loss_fn):
+    """What a row more makes a forward pass keep; infinite where two are too many."""
+    try:
+        one, two = (bytes_kept(model, runtime, batch_of(data, n), loss_fn) for n in (1, 2))
+    except torch.OutOfMemoryError:
+        return math.inf
+    return two - one  # what does not grow with the rows, such as weights in bf16, is left out
 
 
 def bytes_kept(model, runtime, batch, loss_fn):

@@ -9,11 +9,12 @@ before, and leaves out the data that it met since the trouble began. (Chowdhery 
 import math
 import statistics
 
+from trainer import parallel
 from trainer.history import finite
 
 WINDOW, ENOUGH = 100, 20  # losses that a leap is judged by, and how many are needed to judge
 SIGMAS, LEAP = 8.0, 0.5  # a leap is this many standard deviations, and at least this many nats, above the median
-PATIENCE = 5  # losses in a row: a single odd batch says nothing about the weights
+LASTING = 5  # losses in a row: a single odd batch says nothing about the weights
 MOST_RETURNS = 10  # then the settings are at fault, not the data
 
 
@@ -32,6 +33,14 @@ class LeapDetector:
         """What LeapDetector(state) goes on from."""
         return {"usual": list(self.usual), "high": self.high}
 
+    def began(self, at, now):
+        """The step (0-based) whose data began the trouble that was met at step `at`; `now` steps have been taken.
+
+        A loss is measured before its step moves the weights, so a first high loss points to the step before it.
+        """
+        earlier = self.high - (now > at)  # high losses before that of `at`
+        return max(0, at - earlier - 1) if self.high else at
+
     def note(self, loss):
         """Takes in the loss of a step; returns how many steps ago a leap began that has now lasted, 0 for none."""
         if len(self.usual) >= ENOUGH:
@@ -40,7 +49,7 @@ class LeapDetector:
             spread = statistics.median(abs(x - middle) for x in self.usual) / 0.6745
             if loss - middle > max(SIGMAS * spread, LEAP):
                 self.high += 1
-                return self.high if self.high >= PATIENCE else 0
+                return self.high if self.high >= LASTING else 0
         self.high = 0
         self.usual = [*self.usual, loss][-WINDOW:]
         return 0
@@ -50,28 +59,33 @@ def get_past(run, trouble, first, last):
     """Brings a run past the steps `first` to `last` (0-based), which went wrong: their data is not used again.
 
     Args:
-        run: a Run whose progress stands before or behind them.
+        run: a Run whose progress stands at `last`, whose step did not move the weights, or behind it.
         trouble: what went wrong, for the log.
     Returns:
         (whether the run went back to a saved state, the line for the screen).
     Raises:
-        FloatingPointError: the settings say stop, it happened too often, or there is no state to return to.
+        FloatingPointError: the settings say stop, it happened too often, or weights that are no numbers cannot be
+            replaced by saved ones.
     """
-    progress, returns = run.progress, run.progress.returns + 1
+    returns, known, moved = run.progress.returns + 1, run.progress.skip, run.progress.step > last
     kept = f"the checkpoint {run.path} is kept" if run.path.exists() else "nothing had been saved yet"
     advice = f"{kept}. Try a lower --learning_rate, --dtype float32, or look at those rows"
     if run.cfg.on_bad_step == "stop":
         raise FloatingPointError(f"{trouble}; {advice}")
     if returns > MOST_RETURNS:
         raise FloatingPointError(f"{trouble}: bad step {returns} of the run, so its settings are at fault; {advice}")
-    back = progress.step != first or not finite(run.model.state_dict())
-    if back and not run.go_back(first):
+    (harmed,) = parallel.summed([not finite(run.model.state_dict())], run.runtime)  # on any rank
+    back = bool(harmed or first < last or moved) and run.go_back(first)
+    if harmed and not back:
         raise FloatingPointError(f"{trouble}. There is no saved state from before it, see --save_interval; {advice}")
-    run.progress.skip = sorted({*progress.skip, *range(first, last + 1)})
+    if not back:  # nothing was saved before: what can be left out is the step that has not been taken
+        first = last if not moved else last + 1
+    run.progress.skip = sorted({*known, *range(first, last + 1)})
     run.progress.returns = returns
     done = f"back to the state of step {run.progress.step}" if back else "going on"
-    told = f"step {first + 1}" if first == last else f"steps {first + 1} to {last + 1}"
-    return back, f"bad step  {trouble}; {done} without the data of {told} ({returns} of at most {MOST_RETURNS})"
+    steps = f"step {first + 1}" if first == last else f"steps {first + 1} to {last + 1}"
+    without = f" without the data of {steps}" if first <= last else ", no state from before it was saved"
+    return back, f"bad step  {trouble}; {done}{without} ({returns} of at most {MOST_RETURNS})"
 
 
 def describe_bad(run, mean, norm, losses, batches):

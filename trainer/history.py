@@ -31,6 +31,15 @@ def states(path):
     return {age: file for age, file in sorted(ages.items()) if file.is_file()}
 
 
+def settle(path, taken_from, passed_over):
+    """Makes the state that a run goes on from the newest again, and removes those that it passed over."""
+    if taken_from is not None and taken_from != resume_path(path):
+        os.replace(taken_from, resume_path(path))
+    for file in passed_over:
+        if file != resume_path(path) or taken_from is None:
+            file.unlink(missing_ok=True)
+
+
 def make_room(path, keep_last):
     """Moves each state one place back before a new one is written, and removes those beyond keep_last.
 
@@ -69,6 +78,9 @@ def keep_weights(path, step):
         target = path.parent / FOLDER / f"{path.stem}_step{step}{suffix}"
         target.parent.mkdir(exist_ok=True)
         same_file(path.with_suffix(suffix), target)
+    adapter = path.with_suffix("")  # of a LoRA run, beside the merged weights
+    if adapter.is_dir():
+        shutil.copytree(adapter, path.parent / FOLDER / f"{path.stem}_step{step}", dirs_exist_ok=True)
 
 
 def forget(path):
@@ -96,7 +108,7 @@ def newest_usable(path, device, say, up_to=None):
             state = load_file(file, device)
         except ValueError as error:
             damage = damage or error
-            say(f"damaged   {error}")
+            say(f"damaged   {file} is not a whole checkpoint")
             passed.append(file)
             continue
         if up_to is None or (state["progress"]["step"] <= up_to and finite(state["model"])):

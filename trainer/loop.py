@@ -55,7 +55,7 @@ def step(run, model, batches, stop=None):
     seed_step(cfg.seed, run.progress.step, runtime.rank)
     losses, load, facts = [], 0, {}
     for i, batch in enumerate(batches):
-        if stop is not None and any(parallel.summed([stop.received, stop.save], runtime)):
+        if stop is not None and parallel.asked_to_stop(model, stop, runtime, first=i == 0):
             forget_gradients(run)
             raise Interrupted
         share = batch.real_rows / rows  # counted before the batch moves, so that the host need not wait for the GPU
@@ -79,6 +79,7 @@ def step(run, model, batches, stop=None):
     mean, *told = parallel.summed([x / units for x in (sum(losses), *told)], runtime)
     if not math.isfinite(mean) or not (math.isfinite(norm) or run.scaler.is_enabled()):
         forget_gradients(run)
+        run.renew_scaler()  # which has divided the gradients that are now forgotten
         raise BadStep(describe_bad(run, mean, norm, losses, batches))
     set_learning_rate(run.optimizers, cfg.learning_rate * lr_now(run))
     if math.isfinite(norm):
@@ -89,7 +90,8 @@ def step(run, model, batches, stop=None):
     run.progress.step += 1
     if run.model.cfg.use_moe and run.model.cfg.router_bias_rate:
         for layer, of_layer in zip(run.model.layers, parallel.total(load, runtime)):
-            layer.feed_forward.gate.rebalance(of_layer)
+            if layer.feed_forward.gate.weight.requires_grad:  # an adapter leaves the base as it is
+                layer.feed_forward.gate.rebalance(of_layer)
     if run.average:
         run.average.update(run.model, run.progress.step)
     run.progress.tokens += int(tokens)
@@ -165,9 +167,6 @@ def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss
         fit_batch(model.to(runtime.device), runtime, cfg, data, loss_fn)
     run = Run(model, runtime, cfg, stage, tokenizer, data, loss_fn, save_weights)
     run.resume()
-    steps = parallel.summed([run.progress.step, run.progress.step**2], runtime)
-    if steps[1] * runtime.world != steps[0] ** 2:  # the ranks' steps differ: some of them found no resume file
-        raise ValueError(f"the ranks found different checkpoints; out_dir {cfg.out_dir} must be one shared folder")
     if run.progress.step >= run.total:
         runtime.say(
             f"{run.path} is finished: {run.progress.step} of {run.total} steps. "
@@ -192,11 +191,11 @@ def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss
 
 def train(run, model, log, stop):
     """The loop over steps: train, log, save, validate, until the end or a signal."""
-    cfg, progress = run.cfg, run.progress
+    cfg, old_states = run.cfg, run.cfg.fresh
     model.train()
-    if cfg.init_from and progress.step == 0:
+    if cfg.init_from and run.progress.step == 0:
         log_validation(run, log)  # what the stage starts from, so that one sees what it changes
-    meter, leaps, windows, profiler = Meter(run), LeapDetector(progress.leaps), windows_of(run), Profiler(run)
+    meter, leaps, windows, profiler = Meter(run), LeapDetector(run.progress.leaps), windows_of(run), Profiler(run)
     while run.progress.step < run.total:
         at = run.progress.step
         try:
@@ -207,6 +206,9 @@ def train(run, model, log, stop):
                     window = next(windows)
                 with run.runtime.memory_for(cfg.batch_size), profiler.step():
                     meter.note(*step(run, model, window, stop))
+                if old_states:  # it trains: now the run before is not needed any more
+                    run.forget_the_old()
+                    old_states = False
                 if leaps.note(run.progress.train_loss):
                     now = run.progress.train_loss
                     raise BadStep(f"the loss leapt up {leaps.high} steps ago and stays there, {now:.3f} now")
@@ -216,17 +218,16 @@ def train(run, model, log, stop):
             windows = windows_of(run)
             continue
         except BadStep as bad:
-            # a leap is seen one step after the data that caused it
-            went_back, line = get_past(run, str(bad), max(0, at - leaps.high), at)
+            went_back, line = get_past(run, str(bad), leaps.began(at, run.progress.step), at)
             if went_back:
                 log.cut(run.progress.step)
                 meter, leaps, windows = Meter(run), LeapDetector(run.progress.leaps), windows_of(run)
+            elif run.progress.step > at:  # the loss is high and there is no way back: this is what is usual now
+                leaps = LeapDetector()
             log.record(line, {"step": run.progress.step, "total": run.total, "bad_step": str(bad)})
             continue
         progress = run.progress
         progress.leaps = leaps.state()
-        if cfg.fresh and progress.step == 1:  # it trains: now the run before is not needed any more
-            run.forget_the_old()
         done = progress.step == run.total
         if (progress.step % cfg.log_interval == 0 or done) and meter.losses:
             record = meter.record()
@@ -238,6 +239,7 @@ def train(run, model, log, stop):
         if due or done:  # after the save: a validation that fails must not cost it
             with meter.paused():
                 log_validation(run, log)
+    profiler.tell()
     if not math.isnan(run.progress.val_loss):
         run.save()  # once more, so that the description has the validation loss
 
@@ -269,7 +271,8 @@ def save_and_leave(run, stop):
     if step:  # before the first there is nothing to keep, and with --fresh the run before is not replaced yet
         run.save()
     if not leave:
-        run.runtime.say(f"saved     {run.path} at step {step}, as SIGUSR1 asked; training goes on")
+        done = f"saved     {run.path} at step {step}" if step else "nothing to save yet"
+        run.runtime.say(f"{done}, as SIGUSR1 asked; training goes on")
         return
     saved = f"saved {run.path}; run the same command (without --fresh) to continue" if step else "nothing to save yet"
     run.runtime.say(f"stopped at step {step}, {saved}")

@@ -87,13 +87,28 @@ def wrap(model, runtime):
     return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
-def whole(value):
-    """Nested dicts and lists with every tensor that is shared out put together on the host; all ranks must call it."""
+def asked_to_stop(model, stop, runtime, first):
+    """Whether any rank received a signal that should be heeded before this micro-batch; the same on every rank.
+
+    What a shared out model has gathered of a step cannot be forgotten, so there only leaving interrupts one.
+    """
+    leave, save = summed([stop.received, stop.save], runtime)
+    return bool(leave or (save and (first or not isinstance(model, FSDPModule))))
+
+
+def whole(value, keep=True):
+    """Nested dicts and lists with every tensor that is shared out put together on the host; all ranks must call it.
+
+    Ranks that do not `keep` them get None in their places.
+    """
     if isinstance(value, dict):
-        return {k: whole(v) for k, v in value.items()}
+        return {k: whole(v, keep) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [whole(v) for v in value]
-    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+        return [whole(v, keep) for v in value]
+    if isinstance(value, DTensor):
+        tensor = value.full_tensor()
+        return tensor.cpu() if keep else None
+    return value
 
 
 def part_like(tensor, like):
@@ -126,6 +141,21 @@ def summed(values, runtime):
     total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
     return total.tolist()
+
+
+def smallest(value, runtime):
+    """The smallest of the ranks' numbers."""
+    if runtime.world > 1:
+        value = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(value, dist.ReduceOp.MIN)
+        value = value.item()
+    return value
+
+
+def require_same(number, runtime, out_dir):
+    """ValueError unless all ranks have the same number of steps behind them."""
+    if smallest(number, runtime) != -smallest(-number, runtime):
+        raise ValueError(f"the ranks found different checkpoints; out_dir {out_dir} must be one shared folder")
 
 
 def total(tensor, runtime):

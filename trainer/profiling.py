@@ -33,14 +33,19 @@ class Profiler:
         yield
         self.left -= 1
         if not self.left:
-            self._tell()
+            self.tell()
 
-    def _tell(self):
-        """Writes the trace and prints the table."""
+    def tell(self):
+        """Writes the trace and prints the table, once; also of fewer steps than asked for, if the run is over."""
+        if self.profile is None:
+            if self.left:
+                self.run.runtime.say(f"no profile: the run ended within the {WARM_UP} steps in which it warms up")
+            return
         self.profile.stop()
+        self.left, profile, self.profile = 0, self.profile, None
         path = self.run.path.with_name(f"{self.run.path.stem}_trace.json.gz")
-        self.profile.export_chrome_trace(str(path))
+        profile.export_chrome_trace(str(path))
         where = "cuda" if self.run.runtime.device.type == "cuda" else "cpu"
-        averages = self.profile.key_averages()
+        averages = profile.key_averages()
         table = averages.table(sort_by=f"self_{where}_time_total", row_limit=ROWS, max_name_column_width=48)
         self.run.runtime.say(f"{table}\ntrace     {path}; open it at https://ui.perfetto.dev")

@@ -74,13 +74,14 @@ class Run:
             parallel.share_out(self.model, runtime)
         self.loads_to = "cpu" if cfg.parallel == "fsdp" else runtime.device
         self.optimizers = make_optimizers(model, cfg)
-        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
+        self.scaler = self._make_scaler()
         self.order = RowOrder(
             data.train_rows, cfg.batch_size, cfg.accumulation_steps, cfg.seed, runtime.rank, runtime.world
         )
         self.total = cfg.max_steps or cfg.epochs * self.order.steps_per_epoch
         self.progress = Progress()
-        self.passed_over = []  # saved states that are damaged, or from behind the point that the run went back to
+        self.taken_from, self.passed_over = None, []  # the saved state that the run goes on from, those it does not
+        self.saved_step = None
         self.average = WeightAverage(self.model, cfg.ema) if cfg.ema else None
         self.reference = None if cfg.init_from else reference_for(model.cfg, stage, tokenizer.hash)
         self.peak = peak_flops(runtime.device, runtime.dtype) * runtime.world
@@ -102,12 +103,12 @@ class Run:
         state = {
             **self.identity(),
             "progress": dataclasses.asdict(self.progress),
-            "model": parallel.whole(self.model.state_dict()),
-            "optimizers": parallel.whole([o.state_dict() for o in self.optimizers]),
+            "model": parallel.whole(self.model.state_dict(), self.runtime.is_main),
+            "optimizers": parallel.whole([o.state_dict() for o in self.optimizers], self.runtime.is_main),
             "scaler": self.scaler.state_dict(),
         }
         if self.average:
-            state["average"] = parallel.whole(self.average.mean)
+            state["average"] = parallel.whole(self.average.mean, self.runtime.is_main)
         failure = None
         if self.runtime.is_main:
             try:
@@ -119,10 +120,12 @@ class Run:
 
     def _write(self, state):
         """Writes the resume file, then the weights and their description, each whole or not at all."""
-        while self.passed_over:
-            self.passed_over.pop().unlink(missing_ok=True)
-        history.make_room(self.path, self.cfg.keep_last)
+        history.settle(self.path, self.taken_from, self.passed_over)
+        self.taken_from, self.passed_over = None, []
+        if self.progress.step != self.saved_step:  # saved again, a state replaces itself
+            history.make_room(self.path, self.cfg.keep_last)
         checkpoint.write_atomically(checkpoint.resume_path(self.path), lambda f: torch.save(state, f))
+        self.saved_step = self.progress.step
         unset = ({}, [], None)
         known = dataclasses.asdict(self.progress) | {"leaps": None}  # what a leap is judged by tells nobody anything
         facts = {k: v for k, v in known.items() if v == v and v not in unset}  # NaN: not measured
@@ -153,12 +156,15 @@ class Run:
         """Continues an unfinished run of the same settings if there is one; ValueError names what differs."""
         if self.cfg.fresh:
             return
-        file, state, self.passed_over = history.newest_usable(self.path, self.loads_to, self.runtime.say)
+        file, state, passed_over = history.newest_usable(self.path, self.loads_to, self.runtime.say)
+        parallel.require_same(state["progress"]["step"] if state else 0, self.runtime, self.cfg.out_dir)
         if state is None:
             return
         own = self.identity()
-        differs = changed_settings(state["settings"], own["settings"])
-        differs |= {k: (v, own["config"].get(k)) for k, v in state["config"].items() if own["config"].get(k) != v}
+        older = {f.name: f.default for f in dataclasses.fields(self.cfg)}  # of settings that did not exist then
+        differs = changed_settings(older | state["settings"], own["settings"])
+        before = {f.name: f.default for f in dataclasses.fields(self.model.cfg)} | state["config"]
+        differs |= {k: (before.get(k), v) for k, v in own["config"].items() if before.get(k) != v}
         differs |= {k: (state[k], own[k]) for k in CONTENT if state[k] != own[k]}
         if differs:
             listed = ", ".join(f"{name} {before} there, {now} now" for name, (before, now) in differs.items())
@@ -166,20 +172,29 @@ class Run:
                 f"{file} belongs to a run with other settings ({listed}). Use the same ones to continue it, "
                 "--fresh to start over, or another --out_dir"
             )
-        self._take(state)
+        self._take(file, state, passed_over)
         self.runtime.say(f"continuing {file} from step {self.progress.step} of {self.total}")
 
     def go_back(self, step):
         """Returns to the newest saved state of at most this step; False, and nothing is changed, if there is none."""
-        _, state, passed_over = history.newest_usable(self.path, self.loads_to, self.runtime.say, up_to=step)
-        if state is None:
+        found = history.newest_usable(self.path, self.loads_to, self.runtime.say, up_to=step)
+        parallel.require_same(found[1]["progress"]["step"] if found[1] else -1, self.runtime, self.cfg.out_dir)
+        if found[1] is None:
             return False
-        self.passed_over = passed_over
-        self._take(state)
+        self._take(*found)
         return True
 
-    def _take(self, state):
+    def renew_scaler(self):
+        """A loss scaler in the same state that has not seen this step's gradients."""
+        state, self.scaler = self.scaler.state_dict(), self._make_scaler()
+        self.scaler.load_state_dict(state)
+
+    def _make_scaler(self):
+        return torch.amp.GradScaler(self.runtime.device.type, enabled=self.runtime.dtype == torch.float16)
+
+    def _take(self, file, state, passed_over):
         """Makes a saved state the run's own."""
+        self.taken_from, self.passed_over = file, passed_over
         parallel.load_model_state(self.model, state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             parallel.load_optimizer_state(optimizer, saved)
@@ -187,3 +202,4 @@ class Run:
         if self.average:
             self.average.mean = {n: parallel.part_like(t, self.average.mean[n]) for n, t in state["average"].items()}
         self.progress = Progress(**state["progress"])
+        self.saved_step = self.progress.step
