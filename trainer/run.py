@@ -16,7 +16,6 @@ from trainer import checkpoint, history, parallel
 from trainer.config import changed_settings
 from trainer.flops import peak_flops
 from trainer.optim import WeightAverage, fill, make_optimizers
-from trainer.reference import reference_for
 from trainer.sampler import RowOrder
 
 # Compared by content when a run is continued, beside its settings and its shape.
@@ -83,7 +82,7 @@ class Run:
         self.taken_from, self.passed_over = None, []  # the saved state that the run goes on from, those it does not
         self.saved_step = None
         self.average = WeightAverage(self.model, cfg.ema) if cfg.ema else None
-        self.reference = None if cfg.init_from else reference_for(model.cfg, stage, tokenizer.hash)
+        self.reference = None  # a recorded curve to compare with
         self.peak = peak_flops(runtime.device, runtime.dtype) * runtime.world
 
     def identity(self):
