@@ -123,6 +123,21 @@ def test_a_loss_that_leaps_up_and_stays_there_sends_the_run_back(tmp_path, capsy
     assert max(x for x in losses if x) < 6.5  # what was seen in between is no part of the run
 
 
+def test_a_loss_that_leaps_up_before_anything_was_saved_does_not_end_the_run(tmp_path, capsys):
+    seen = []
+
+    def struck(model, batch):
+        seen.append(1)
+        if len(seen) == 30 - LASTING:
+            for p in model.parameters():
+                p.data *= 4
+        return language_model_loss(model, batch)
+
+    train(tmp_path, loss_fn=struck, max_steps=29, accumulation_steps=1, save_interval=100, eval_interval=0)
+    assert "going on, no state from before it was saved (1 of at most" in capsys.readouterr().out
+    assert load_model(tmp_path / "pretrain_32.pth")[1]["step"] == 29  # found out in the last step, which is saved
+
+
 def test_a_leap_is_five_high_losses_in_a_row_and_neither_noise_nor_one_odd_batch():
     rng, leaps = random.Random(0), LeapDetector()
     assert not any(leaps.note(8 - 5 * i / 400 + rng.gauss(0, 0.3)) for i in range(400))

@@ -223,26 +223,31 @@ def train(run, model, log, stop):
             if went_back:
                 log.cut(run.progress.step)
                 meter, leaps, windows = Meter(run), LeapDetector(run.progress.leaps), windows_of(run)
-            elif run.progress.step > at:  # the loss is high and there is no way back: this is what is usual now
-                leaps = LeapDetector()
             log.record(line, {"step": run.progress.step, "total": run.total, "bad_step": str(bad)})
-            continue
-        progress = run.progress
-        progress.leaps = leaps.state()
-        done = progress.step == run.total
-        if (progress.step % cfg.log_interval == 0 or done) and meter.losses:
-            record = meter.record()
-            log.record(training_line(record), record)
-        if any(n and progress.step % n == 0 for n in (cfg.save_interval, cfg.keep_every)) or done:
-            with meter.paused():
-                run.save()
-        due = cfg.eval_interval and progress.step % cfg.eval_interval == 0
-        if due or done:  # after the save: a validation that fails must not cost it
-            with meter.paused():
-                log_validation(run, log)
+            if run.progress.step <= at:
+                continue
+            leaps = LeapDetector()  # the loss is high and there is no way back: this is what is usual now
+        run.progress.leaps = leaps.state()
+        keep_books(run, log, meter)
     profiler.tell()
     if not math.isnan(run.progress.val_loss):
         run.save()  # once more, so that the description has the validation loss
+
+
+def keep_books(run, log, meter):
+    """What is due after a step: a line, a save, a validation."""
+    cfg, step_number = run.cfg, run.progress.step
+    done = step_number == run.total
+    if (step_number % cfg.log_interval == 0 or done) and meter.losses:
+        record = meter.record()
+        log.record(training_line(record), record)
+    if any(n and step_number % n == 0 for n in (cfg.save_interval, cfg.keep_every)) or done:
+        with meter.paused():
+            run.save()
+    due = cfg.eval_interval and step_number % cfg.eval_interval == 0
+    if due or done:  # after the save: a validation that fails must not cost it
+        with meter.paused():
+            log_validation(run, log)
 
 
 def windows_of(run):
