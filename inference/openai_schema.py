@@ -20,7 +20,8 @@ def only(*values):
     allowed = (*values, None)
 
     def checked(value):
-        if value not in allowed:
+        # to Python False is 0.0, to JSON it is not
+        if not any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in allowed):
             raise ValueError(f"{json.dumps(value)[:80]} is not supported")
         return value
 
