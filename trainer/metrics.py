@@ -27,7 +27,7 @@ def duration(seconds):
     return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
 
 
-MUCH_WAITING = 0.05  # of the time; above, the line of a step says so
+MUCH_WAITING = 0.1  # of the time; above, the line of a step says so
 FEW_STEPS = 50  # below, a run is warned about: the weights hardly move
 FACTS = {"margin": "margin {:.2f}", "accuracy": "accuracy {:.1%}", "prefers": "prefers {:.1%}"}  # shown, if measured
 
