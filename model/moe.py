@@ -10,6 +10,8 @@ from torch import nn
 
 from model.dropout import dropout
 
+GROUPING_PAYS_FROM = 256  # visits; for fewer, as in decoding, putting the experts' weights together costs more
+
 
 class Router(nn.Module):
     """Scores every expert for every token; kept in fp32, because a rounded score changes which expert is chosen.
@@ -115,9 +117,6 @@ class MoEFeedForward(nn.Module):
         # Back in token order each token's k answers lie together: a sum without atomics, the same on every run.
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
         return (answers[back].view(-1, k, x.shape[1]) * weights.unsqueeze(-1)).sum(1)
-
-
-GROUPING_PAYS_FROM = 256  # visits; for fewer, as in decoding, putting the experts' weights together costs more
 
 
 def can_group(experts, visits):

@@ -1,11 +1,8 @@
-"""A run left alone: bad steps are got past, damaged states passed over, signals obeyed, weights averaged and kept."""
+"""What gets a run past bad steps: data left out, a way back, an end where the settings are at fault."""
 
 import json
 import math
-import os
 import random
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -13,21 +10,15 @@ import torch
 
 from model.batch import collate
 from model.LMConfig import LMConfig
-from model.lora import add_lora
 from model.model import Transformer
-from tests.test_training import CPU, SHAPE, ByteVocabulary, Rows, difference, settings, train
-from trainer import history, loop
-from trainer.checkpoint import load_file, load_model
-from trainer.config import LoRAConfig
+from tests.test_training import CPU, SHAPE, ByteVocabulary, Rows, difference, equal, settings, train
+from trainer import loop
+from trainer.checkpoint import load_model
 from trainer.guard import LASTING, MOST_RETURNS, BadStep, LeapDetector
 from trainer.losses import language_model_loss
 from trainer.run import Data, Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def equal(a, b):
-    return all(torch.equal(a[k], b[k]) for k in a)
 
 
 def weights_without(step_left_out, out_dir, steps=10):
@@ -50,7 +41,6 @@ def events(out_dir):
     return [r for r in lines if "bad_step" in r], [r["step"] for r in lines if "loss" in r]
 
 
-# ---- bad steps -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("at", [6, 10], ids=["in the middle", "the last step"])
 def test_data_with_a_loss_that_is_no_number_is_left_out_and_nothing_else(tmp_path, at):
     poison = sorted(next(iter(order_of_rows(tmp_path).micro_batches(at - 1))))
@@ -213,219 +203,3 @@ def test_after_a_loss_that_is_no_number_the_loss_scaler_goes_on(tmp_path):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     loop.step(run, model, batches)
     assert run.scaler.get_scale() == 64.0 and difference(before, model.state_dict()) > 0
-
-
-# ---- saved states ----------------------------------------------------------------------------------------------------
-def test_a_damaged_newest_state_is_passed_over_for_the_one_before_and_said_aloud(tmp_path, capsys):
-    steady = {"schedule": "constant", "warmup_iters": 0}
-    whole = train(tmp_path / "a", **steady)
-    train(tmp_path / "b", max_steps=8, **steady)
-    newest = tmp_path / "b" / "pretrain_32_resume.pth"
-    newest.write_bytes(newest.read_bytes()[:-2000])
-    again = train(tmp_path / "b", **steady)
-    said = capsys.readouterr().out
-    assert f"damaged   {newest} is not a whole checkpoint" in said and "pretrain_32_resume_1.pth from step 4" in said
-    assert load_file(newest)["progress"]["step"] == 10 and (tmp_path / "b/kept/pretrain_32_resume_1.pth").is_file()
-    assert equal(whole, again)
-
-
-def test_a_save_that_fails_after_a_damaged_state_was_passed_over_leaves_the_good_one(tmp_path, monkeypatch):
-    train(tmp_path, max_steps=8)
-    newest = tmp_path / "pretrain_32_resume.pth"
-    newest.write_bytes(b"damaged")
-
-    def full_disk(state, file):
-        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="file write failed"):
-        patch.setattr(torch, "save", full_disk)
-        train(tmp_path, max_steps=8)
-    assert {load_file(f)["progress"]["step"] for f in history.states(tmp_path / "pretrain_32.pth").values()} == {4}
-
-
-def test_a_state_that_is_saved_twice_does_not_push_out_the_one_before(tmp_path):
-    rows = Rows()
-    data = Data(rows, np.arange(90), rows, np.arange(90, 103))  # validation: the end is saved once more with its loss
-    loop.fit(Transformer(LMConfig(**SHAPE)), CPU, settings(tmp_path), "pretrain", ByteVocabulary(), data)
-    files = history.states(tmp_path / "pretrain_32.pth").values()
-    assert [load_file(f)["progress"]["step"] for f in files] == [10, 8]
-
-
-def test_a_state_from_before_a_setting_existed_is_continued_with_its_default_only(tmp_path):
-    train(tmp_path, max_steps=4)
-    file = tmp_path / "pretrain_32_resume.pth"
-    state = load_file(file)
-    del state["settings"]["ema"], state["config"]["router_z_alpha"], state["progress"]["skip"]
-    torch.save(state, file)
-    for changes, words in (({"ema": 0.5}, "ema 0.0 there"), ({"shape": {"router_z_alpha": 0.1}}, "router_z_alpha 0.0")):
-        with pytest.raises(ValueError, match=words):
-            train(tmp_path, max_steps=6, **changes)
-    train(tmp_path, max_steps=6)
-
-
-@pytest.mark.parametrize(("keep", "steps"), [(1, {10}), (2, {8, 10}), (3, {4, 8, 10}), (9, {4, 8, 10})])
-def test_as_many_states_are_kept_as_were_asked_for(tmp_path, keep, steps):
-    train(tmp_path, keep_last=keep)
-    files = [tmp_path / "pretrain_32_resume.pth", *tmp_path.glob("kept/*_resume_*.pth")]
-    assert {load_file(f)["progress"]["step"] for f in files} == steps and len(files) == len(steps)
-    assert load_file(files[0])["progress"]["step"] == 10
-
-
-def test_fewer_states_are_kept_once_fewer_are_asked_for(tmp_path):
-    train(tmp_path, keep_last=3, max_steps=8)
-    train(tmp_path, keep_last=1, max_steps=10)
-    assert not list(tmp_path.glob("kept/*_resume_*.pth"))
-
-
-def test_weights_are_kept_for_good_every_so_many_steps(tmp_path):
-    whole = train(tmp_path / "a", keep_every=5)
-    kept = {p.name for p in (tmp_path / "a" / "kept").iterdir() if "step" in p.name}
-    assert kept == {f"pretrain_32_step{n}{s}" for n in (5, 10) for s in (".pth", ".json")}
-    model, about = load_model(tmp_path / "a" / "kept" / "pretrain_32_step5.pth")
-    assert about["step"] == 5 and difference(whole, model.state_dict()) > 0
-    assert equal(whole, load_model(tmp_path / "a" / "kept" / "pretrain_32_step10.pth")[0].state_dict())
-
-
-def test_a_fresh_run_forgets_all_states_of_the_one_before(tmp_path, monkeypatch):
-    train(tmp_path, keep_last=3)
-
-    def killed(_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "save", killed)
-        train(tmp_path, fresh=True)
-    assert not list(tmp_path.rglob("*_resume*.pth"))
-
-
-# ---- signals ---------------------------------------------------------------------------------------------------------
-def test_sigusr1_saves_at_once_and_training_goes_on_bit_equal(tmp_path, capsys):
-    whole = train(tmp_path / "a", save_interval=100)
-    seen = []
-
-    def signalled(model, batch):
-        seen.append(1)
-        if len(seen) == 5:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        if len(seen) == 6:
-            assert load_file(tmp_path / "b" / "pretrain_32_resume.pth")["progress"]["step"] == 2
-        return language_model_loss(model, batch)
-
-    assert equal(whole, train(tmp_path / "b", loss_fn=signalled, save_interval=100))
-    assert "pretrain_32.pth at step 2, as SIGUSR1 asked; training goes on" in capsys.readouterr().out
-
-
-def test_a_step_of_many_micro_batches_does_not_delay_leaving(tmp_path):
-    seen = []
-
-    def signalled(model, batch):
-        seen.append(1)
-        if len(seen) == 40:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return language_model_loss(model, batch)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "b", loss_fn=signalled, batch_size=1, accumulation_steps=32)
-    assert len(seen) == 40 and load_file(tmp_path / "b" / "pretrain_32_resume.pth")["progress"]["step"] == 1
-    again = train(tmp_path / "b", batch_size=1, accumulation_steps=32)
-    assert equal(train(tmp_path / "a", batch_size=1, accumulation_steps=32), again)
-
-
-def test_stopped_before_its_first_step_a_fresh_run_leaves_the_one_before_alone(tmp_path, capsys):
-    train(tmp_path, max_steps=4)
-    before = (tmp_path / "pretrain_32_resume.pth").read_bytes()
-
-    def signalled(model, batch):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return language_model_loss(model, batch)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, loss_fn=signalled, fresh=True)
-    assert "nothing to save yet" in capsys.readouterr().out
-    assert (tmp_path / "pretrain_32_resume.pth").read_bytes() == before
-
-
-# ---- the mean of the weights -----------------------------------------------------------------------------------------
-def test_the_saved_weights_are_the_running_mean_by_its_formula(tmp_path):
-    path, snapshots = tmp_path / "run", []
-
-    def noting(model, batch):
-        if model.training:
-            snapshots.append({n: p.detach().double().clone() for n, p in model.named_parameters()})
-        return language_model_loss(model, batch)
-
-    train(path, ema=0.4, accumulation_steps=1, max_steps=6, loss_fn=noting)
-    last = load_file(path / "pretrain_32_resume.pth")["model"]
-    mean = snapshots[0]
-    for step, weights in enumerate([*snapshots[1:], {n: last[n].double() for n in mean}], 1):
-        decay = min(0.4, (1 + step) / (10 + step))
-        mean = {n: decay * mean[n] + (1 - decay) * weights[n] for n in mean}
-    saved = load_model(path / "pretrain_32.pth")[0]
-    assert max((mean[n] - p).abs().max().item() for n, p in saved.named_parameters()) < 1e-6
-    assert difference(last, saved.state_dict()) > 1e-4
-
-
-def test_a_run_with_a_mean_that_is_stopped_ends_bit_equal(tmp_path):
-    seen = []
-
-    def dies_in_step_7(model, batch):
-        seen.append(1)
-        if len(seen) == 14:
-            raise OSError("power cut")
-        return language_model_loss(model, batch)
-
-    train(tmp_path / "a", ema=0.9)
-    with pytest.raises(OSError, match="power cut"):
-        train(tmp_path / "b", ema=0.9, loss_fn=dies_in_step_7)
-    train(tmp_path / "b", ema=0.9)
-    a, b = (load_model(tmp_path / x / "pretrain_32.pth")[0].state_dict() for x in "ab")
-    assert equal(a, b)
-    with pytest.raises(ValueError, match=r"ema 0\.9 there, 0\.0 now"):
-        train(tmp_path / "a", max_steps=12)
-
-
-# ---- knowing ---------------------------------------------------------------------------------------------------------
-def test_a_profile_names_the_ten_dearest_operations_and_leaves_a_trace(tmp_path, capsys):
-    whole = train(tmp_path / "a")
-    assert equal(whole, train(tmp_path / "b", profile=2))
-    said = capsys.readouterr().out
-    assert "Self CPU %" in said and "aten::mm" in said and "pretrain_32_trace.json.gz" in said
-    assert (tmp_path / "b" / "pretrain_32_trace.json.gz").stat().st_size > 1000
-
-
-def test_the_log_tells_memory_and_waiting(tmp_path):
-    train(tmp_path)
-    (first, *_) = [json.loads(x) for x in open(tmp_path / "pretrain_32.jsonl", encoding="utf-8")]
-    assert 0 <= first["data_wait"] <= 1 and first["peak_memory"] > 1e8
-
-
-def test_a_clock_that_is_set_back_changes_neither_weights_nor_speeds(tmp_path, monkeypatch):
-    whole, calls = train(tmp_path / "a"), []
-
-    def set_back():
-        calls.append(1)
-        return 2e9 - 3600.0 * len(calls)
-
-    monkeypatch.setattr(time, "time", set_back)
-    assert equal(whole, train(tmp_path / "b"))
-    lines = [json.loads(x) for x in open(tmp_path / "b" / "pretrain_32.jsonl", encoding="utf-8")]
-    assert all(r["tokens_per_second"] > 0 and r["seconds_left"] >= 0 for r in lines)
-
-
-def test_a_mean_of_adapters_is_merged_and_saved(tmp_path):
-    """4-lora_sft.py --ema: what is saved beside and inside the checkpoint is the mean, the base stays as it was."""
-    torch.manual_seed(0)
-    model = add_lora(Transformer(LMConfig(**SHAPE)), LoRAConfig(rank=2))
-    base = {k: v.clone() for k, v in model.state_dict().items() if "lora" not in k}
-    rows = Rows()
-    cfg = settings(tmp_path, ema=0.5, learning_rate=1e-2)
-    saved = {}
-
-    def noting(path, model, description):
-        saved.update({k: v.clone() for k, v in model.state_dict().items()})
-
-    loop.fit(model, CPU, cfg, "lora_x", ByteVocabulary(), Data(rows, np.arange(103)), save_weights=noting)
-    now = model.state_dict()
-    assert equal(base, {k: saved[k] for k in base})
-    moved = [k for k in now if "lora" in k]
-    assert moved and all((saved[k] - now[k]).abs().max() > 0 for k in moved if "lora_B" in k)

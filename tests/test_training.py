@@ -92,6 +92,23 @@ def share_of_the_way(a, b, start):
     return far(a, b) / far(a, start)
 
 
+def equal(a, b):
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def dying_in(number):
+    """A loss that raises in its forward pass of that number, from 1."""
+    seen = []
+
+    def loss(model, batch):
+        seen.append(1)
+        if len(seen) == number:
+            raise OSError("power cut")
+        return language_model_loss(model, batch)
+
+    return loss
+
+
 def optimizer_tensors(out_dir, name="pretrain_32"):
     states = load_file(out_dir / f"{name}_resume.pth")["optimizers"]
     return [t for s in states for p in s["state"].values() for t in p.values() if torch.is_tensor(t)]
@@ -172,16 +189,8 @@ def test_a_stopped_and_continued_run_ends_bit_equal(tmp_path, optimizer, moe):
     shape, name = {"use_moe": moe, "dropout": 0.1}, "pretrain_32_moe" if moe else "pretrain_32"
     whole = train(tmp_path / "a", shape, optimizer=optimizer)
 
-    seen = []
-
-    def dies_in_step_7(model, batch):
-        seen.append(1)
-        if len(seen) == 14:
-            raise OSError("power cut")
-        return language_model_loss(model, batch)
-
     with pytest.raises(OSError, match="power cut"):
-        train(tmp_path / "b", shape, optimizer=optimizer, loss_fn=dies_in_step_7)
+        train(tmp_path / "b", shape, optimizer=optimizer, loss_fn=dying_in(14))
     assert load_file(tmp_path / "b" / f"{name}_resume.pth")["progress"]["step"] == 4
     resumed = train(tmp_path / "b", shape, optimizer=optimizer)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)

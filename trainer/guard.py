@@ -19,7 +19,7 @@ MOST_RETURNS = 10  # then the settings are at fault, not the data
 
 
 class BadStep(FloatingPointError):
-    """A step whose loss or gradient is not finite; the weights have not moved."""
+    """A step that went wrong: its loss or gradient is not finite (then nothing has moved), or ends a lasting leap."""
 
 
 class LeapDetector:

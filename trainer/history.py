@@ -31,7 +31,7 @@ def states(path):
     return {age: file for age, file in sorted(ages.items()) if file.is_file()}
 
 
-def settle(path, taken_from, passed_over):
+def make_newest(path, taken_from, passed_over):
     """Makes the state that a run goes on from the newest again, and removes those that it passed over."""
     if taken_from is not None and taken_from != resume_path(path):
         os.replace(taken_from, resume_path(path))

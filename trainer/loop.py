@@ -132,7 +132,7 @@ def validate(run):
             scored = int(bytes_of[batch.labels[batch.labels != IGNORE]].sum())
             totals = [x + y for x, y in zip(totals, (loss.item(), batch.units, scored))]
             facts = {name: facts.get(name, 0.0) + value.item() for name, value in found.items()}
-    parallel.settle(run.model)
+    parallel.reshard(run.model)
     run.model.train()
     nats, units, text_bytes, *facts_summed = parallel.summed([*totals, *facts.values()], runtime)
     run.progress.val_loss, run.progress.val_step = nats / units, run.progress.step

@@ -30,11 +30,10 @@ def joined(cfg):
             raise ValueError(
                 f"--parallel none, but a launcher started {world} processes; start one, or use --parallel ddp"
             )
-        several = "fsdp" if cfg.parallel == "fsdp" else "ddp" if cfg.ddp or cfg.parallel == "ddp" else None
-        if world == 1 and several and (several == "fsdp" or "RANK" not in os.environ):
-            raise ValueError(
-                f"--parallel {several} needs several processes: torchrun --nproc_per_node 2 1-pretrain.py …"
-            )
+        launched = "RANK" in os.environ  # ddp on a launcher's single process is a run of one; fsdp has nothing to share
+        if cfg.parallel == "fsdp" or (not launched and (cfg.ddp or cfg.parallel == "ddp")):
+            how = "fsdp" if cfg.parallel == "fsdp" else "ddp"
+            raise ValueError(f"--parallel {how} needs several processes: torchrun --nproc_per_node 2 1-pretrain.py …")
         device = choose_device(cfg.device, max(cfg.local_rank, 0))
         yield Runtime(device, choose_dtype(cfg.dtype, device)[0])
         return
@@ -71,7 +70,7 @@ def share_out(model, runtime):
     return fully_shard(model, mesh=mesh)
 
 
-def settle(model):
+def reshard(model):
     """Takes a shared out model's whole weights away after a forward pass that no backward pass follows."""
     if isinstance(model, FSDPModule):
         model.reshard()  # the outermost part, which stays whole for its backward pass: it would miss later changes

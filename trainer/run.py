@@ -119,7 +119,7 @@ class Run:
 
     def _write(self, state):
         """Writes the resume file, then the weights and their description, each whole or not at all."""
-        history.settle(self.path, self.taken_from, self.passed_over)
+        history.make_newest(self.path, self.taken_from, self.passed_over)
         self.taken_from, self.passed_over = None, []
         if self.progress.step != self.saved_step:  # saved again, a state replaces itself
             history.make_room(self.path, self.cfg.keep_last)
