@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cleaning.settings import knob
 from model.LMConfig import LMConfig
 from model.model import Transformer
 from trainer import args, runtime
@@ -52,6 +53,16 @@ def test_every_model_field_is_a_flag_and_typed_ones_alone_are_set():
 @pytest.mark.parametrize(("typed", "value"), [("--fresh", True), ("--fresh=no", False), ("--fresh=true", True)])
 def test_yes_and_no_flags_work_bare_and_with_a_word(typed, value):
     assert parser_of(TrainConfig).parse_args([typed]).fresh is value
+
+
+def test_a_field_of_many_values_takes_them_all_and_shows_none_as_its_default():
+    @dataclasses.dataclass
+    class Several:
+        rules: list[str] = knob(list, "which")
+
+    parser = parser_of(Several)
+    assert parser.parse_args(["--rules", "a", "b"]).rules == ["a", "b"] and parser.parse_args([]).rules == []
+    assert "which (default: none)" in parser.format_help()
 
 
 def test_numbers_keep_their_type_and_bad_ones_are_refused(capsys):

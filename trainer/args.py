@@ -21,6 +21,8 @@ USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, MemoryError
 def flag_type(hint):
     """The callable that turns a flag's text into the value of a field annotated with `hint`."""
     options = [t for t in typing.get_args(hint) if t is not type(None)]
+    if typing.get_origin(hint) is list:
+        return options[0]
     base = options[0] if typing.get_origin(hint) in (typing.Union, types.UnionType) else hint
     return parse_bool if base is bool else base
 
@@ -74,8 +76,11 @@ def add_fields(parser, cls, defaults=None, unset=False):
     for f in dataclasses.fields(cls):
         if "help" not in f.metadata:
             continue
-        default = defaults.pop(f.name, f.default)
-        kwargs = {"help": f"{f.metadata['help']} (default: {default})".replace("%", "%%"), "default": default}
+        several = typing.get_origin(hints[f.name]) is list
+        default = defaults.pop(f.name, f.default_factory() if several else f.default)
+        told = f" (default: {' '.join(default) or 'none' if several else default})"
+        kwargs = {"help": f"{f.metadata['help']}{told}".replace("%", "%%"), "default": default}
+        kwargs |= {"nargs": "*"} if several else {}
         if unset:
             kwargs["default"] = argparse.SUPPRESS
         kind = flag_type(hints[f.name])
