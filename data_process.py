@@ -26,20 +26,16 @@ Next: python 1-pretrain.py --data_path dataset/pretrain.bin
 """
 
 import argparse
-import os
 from pathlib import Path
 
-from cleaning.binfile import check_output
 from cleaning.chat_files import Filters, clean, parse_mix, record_at
 from cleaning.files import progress_meter
-from cleaning.pieces import encoder_of
-from cleaning.pretrain import write_bins
+from cleaning.pretrain import PretrainSettings
+from cleaning.pretrain import run as write_corpus
 from cleaning.readers import expand_inputs
 from model.bin_data import bin_files, tokenizer_for
 from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from trainer import args
-
-SMALL = 8 << 20  # bytes of input below which starting worker processes takes longer than they save
 
 
 def parse(argv):
@@ -49,11 +45,9 @@ def parse(argv):
     demo = commands.add_parser("demo", help="write a small corpus for every stage")
     args.add_flag(demo, "output_dir", default="dataset/demo/generated", help="folder to write (default: %(default)s)")
     pretrain = commands.add_parser("pretrain", help="raw text files → packed ids")
-    args.add_flag(pretrain, "input", nargs="+", required=True, metavar="PATH", help="files and folders")
+    args.add_flag(pretrain, "input", nargs="+", default=[], metavar="PATH", help="files and folders")
     args.add_flag(pretrain, "output", required=True, metavar="FILE.bin", help="for example dataset/pretrain.bin")
-    args.add_flag(pretrain, "field", metavar="NAME", help="field with the text (default: found by itself)")
-    args.add_flag(pretrain, "val_fraction", type=float, default=0.01, help="share held out (default: %(default)s)")
-    args.add_flag(pretrain, "num_workers", type=int, metavar="N", help="encoding processes (default: one per core)")
+    args.add_fields(pretrain, PretrainSettings)
     chat = [commands.add_parser(n, help=f"raw {w} → one form") for n, w in (("sft", "chats"), ("dpo", "preferences"))]
     for command in chat:
         source = command.add_mutually_exclusive_group(required=True)
@@ -87,17 +81,7 @@ def demo(cfg):
 
 
 def pretrain(cfg):
-    if not 0 <= cfg.val_fraction < 1:
-        raise ValueError(
-            f"--val_fraction {cfg.val_fraction} is not a share of the texts; give 0 up to below 1, such as 0.01"
-        )
-    paths = expand_inputs(cfg.input)
-    check_output(cfg.output, paths)
-    tokenizer = load_tokenizer(cfg.tokenizer)
-    encoder_of(load_tokenizer, cfg.tokenizer)  # V ≤ 65,536
-    large = sum(p.stat().st_size for p in paths) > SMALL
-    workers = cfg.num_workers if cfg.num_workers is not None else min(8, os.cpu_count() or 1) * large
-    write_bins(paths, cfg.output, load_tokenizer, tokenizer, cfg.seed, cfg.val_fraction, cfg.field, workers)
+    write_corpus(PretrainSettings(**args.split(vars(cfg), PretrainSettings)[0]), load_tokenizer)
 
 
 def chat(cfg):

@@ -15,6 +15,7 @@ from cleaning.files import room_for
 
 FORMAT = "uint16 ids, <s>text</s> end to end"  # the mark by which a description is told from other .json files
 VERSION = 1
+COUNTS = ("tokens", "documents", "text_bytes", "characters")
 LONGEST_SIDECAR = 1 << 24  # bytes; a longer .json is not one of ours
 
 
@@ -26,6 +27,11 @@ def sidecar_of(path):
 def val_path_of(path):
     """`dataset/pretrain.bin` → `dataset/pretrain_val.bin`, the part held out for validation."""
     return Path(path).with_name(Path(path).stem + "_val.bin")
+
+
+def anneal_path_of(path):
+    """`dataset/pretrain.bin` → `dataset/pretrain_anneal.bin`, the best texts, for the end of a run."""
+    return Path(path).with_name(Path(path).stem + "_anneal.bin")
 
 
 def is_sidecar(path):
@@ -40,17 +46,23 @@ def is_sidecar(path):
     return isinstance(description, dict) and description.get("format") == FORMAT
 
 
-def check_output(path, inputs):
+def check_output(path, inputs, sharded=False):
     """Refuses an output that would overwrite something that is not an older output.
 
     Raises:
-        ValueError: not a .bin name, a folder, or its .json is one of the inputs or belongs to something else.
+        ValueError: not a .bin name (`sharded`: not the name of a folder for shards alone), or a description would
+            overwrite one of the inputs or something else.
     """
-    path = Path(path)
-    if path.suffix != ".bin" or path.is_dir():
+    path, taken = Path(path), {Path(i).resolve() for i in inputs}
+    if sharded:
+        if path.suffix or (path.exists() and not path.is_dir()):
+            raise ValueError(f"--output {path}: with --shard_tokens it names a folder, for example dataset/pretrain")
+        others = [f.name for f in path.glob("*") if not (f.suffix in (".bin", ".json", ".tmp") and is_number(f.stem))]
+        if others:
+            raise ValueError(f"--output {path} holds other files than shards, such as {others[0]}; name a new folder")
+    elif path.suffix != ".bin" or path.is_dir():
         raise ValueError(f"--output {path} must be a file name that ends in .bin, for example dataset/pretrain.bin")
-    taken = {Path(i).resolve() for i in inputs}
-    for file in (path, val_path_of(path)):
+    for file in [val_path_of(path)] if sharded else [path, val_path_of(path)]:
         sidecar = sidecar_of(file)
         if sidecar.resolve() in taken or (sidecar.exists() and not is_sidecar(sidecar)):
             raise ValueError(
@@ -59,13 +71,18 @@ def check_output(path, inputs):
             )
 
 
+def is_number(name):
+    """Is this the name of a shard, without its ending: 00012?"""
+    return name.split(".")[0].isdecimal()
+
+
 class BinWriter:
     """Collects documents in `<path>.tmp`; `commit` makes that the .bin. A context manager: leaving it cleans up."""
 
-    def __init__(self, path, bos_id, eos_id):
+    def __init__(self, path):
         self.path, self.temporary = Path(path), Path(f"{path}.tmp")
-        self.bos, self.eos = (np.array([i], "<u2").tobytes() for i in (bos_id, eos_id))
-        self.documents = self.tokens = self.text_bytes = self.characters = 0
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.digest = hashlib.sha256()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(self.temporary, "wb", buffering=0)  # noqa: SIM115 closed by __exit__
 
@@ -77,29 +94,85 @@ class BinWriter:
         self.temporary.unlink(missing_ok=True)
         Path(f"{sidecar_of(self.path)}.tmp").unlink(missing_ok=True)
 
-    def add(self, texts, encoded):
-        """Appends documents: `encoded` are the uint16 ids of `texts` as bytes, without BOS and EOS."""
-        data = b"".join(part for ids in encoded for part in (self.bos, ids, self.eos))
-        write(self.file, self.path, data, 2 * self.tokens)
-        self.documents += len(texts)
-        self.tokens += len(data) // 2
-        self.characters += sum(map(len, texts))
-        self.text_bytes += sum(len(t.encode("utf-8")) for t in texts)
+    def add(self, ids, lengths, characters, text_bytes):
+        """Appends documents.
+
+        Args:
+            ids: uint16 ids of all of them, end to end, BOS and EOS among them.
+            lengths, characters, text_bytes: of each document, in ids, characters and UTF-8 bytes.
+        """
+        data = ids.astype("<u2").tobytes()
+        write(self.file, self.path, data, 2 * self.counts["tokens"])
+        self.digest.update(data)
+        added = len(ids), len(lengths), int(np.sum(text_bytes)), int(np.sum(characters))
+        self.counts = {name: self.counts[name] + n for name, n in zip(COUNTS, added)}
 
     def prepare(self, **description):
         """Forces the ids to the disk and writes the description beside them, both still under temporary names."""
-        own = {key: getattr(self, key) for key in ("tokens", "documents", "text_bytes", "characters")}
-        text = json.dumps({"format": FORMAT, "version": VERSION, **own, **description}, ensure_ascii=False, indent=1)
-        os.fsync(self.file.fileno())
+        own = {"format": FORMAT, "version": VERSION, **self.counts, "sha256": self.digest.hexdigest()}
+        text = json.dumps({**own, **description}, ensure_ascii=False, indent=1)
+        self.close()
         with open(f"{sidecar_of(self.path)}.tmp", "wb", buffering=0) as file:
             write(file, sidecar_of(self.path), text.encode("utf-8"), 0)
             os.fsync(file.fileno())
 
+    def close(self):
+        """Forces what was added to the disk; nothing can be added afterwards."""
+        if not self.file.closed:
+            os.fsync(self.file.fileno())
+            self.file.close()
+
     def commit(self):
         """Moves both files to their places. Call after `prepare`."""
-        self.file.close()
         os.replace(self.temporary, self.path)
         os.replace(f"{sidecar_of(self.path)}.tmp", sidecar_of(self.path))
+
+
+class ShardWriter:
+    """The same for a folder of .bin files of at most `limit` ids each: 00000.bin, 00001.bin, … of whole documents."""
+
+    def __init__(self, folder, limit):
+        self.path, self.limit, self.shards = Path(folder), limit, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for shard in self.shards:
+            shard.__exit__(*error)
+
+    def add(self, ids, lengths, characters, text_bytes):
+        """See BinWriter.add; a document longer than a shard has one of its own."""
+        ends, at, document = np.cumsum(lengths), 0, 0
+        while document < len(lengths):
+            room = self.limit - self.shards[-1].counts["tokens"] if self.shards else 0
+            stop = int(np.searchsorted(ends, at + room, side="right"))
+            if stop == document:  # the next one does not fit
+                if self.shards:
+                    self.shards[-1].close()
+                self.shards.append(BinWriter(self.path / f"{len(self.shards):05d}.bin"))
+                stop = max(document + 1, int(np.searchsorted(ends, at + self.limit, side="right")))
+            part = slice(document, stop)
+            self.shards[-1].add(ids[at : ends[stop - 1]], lengths[part], characters[part], text_bytes[part])
+            at, document = int(ends[stop - 1]), stop
+
+    @property
+    def counts(self):
+        """The same of all shards."""
+        return {name: sum(shard.counts[name] for shard in self.shards) for name in COUNTS}
+
+    def prepare(self, **description):
+        """See BinWriter.prepare."""
+        for shard in self.shards:
+            shard.prepare(**description)
+
+    def commit(self):
+        """Moves all files to their places, and removes the shards of an earlier run that are more than these."""
+        for shard in self.shards:
+            shard.commit()
+        for file in self.path.glob("*.bin"):
+            if is_number(file.stem) and int(file.stem) >= len(self.shards):
+                remove_bin(file)
 
 
 def write(file, path, data, done):

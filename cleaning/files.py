@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import sys
@@ -33,6 +34,14 @@ def relative(path):
         return os.path.relpath(path)
     except ValueError:
         return os.path.abspath(path)
+
+
+def code_digest(folder):
+    """16 hex digits that change when a .py file of a folder does."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def write_files(folder, texts):
@@ -79,6 +88,8 @@ def progress_meter(total, label):
         done, now = done + n, time.monotonic()
         if now - shown > 10:
             shown, speed = now, done / 1e6 / (now - start)
-            print(f"{label} {done / max(total, 1):4.0%}  {done / 1e6:,.0f} MB  {speed:.1f} MB/s", flush=True)
+            left = time.strftime("%H:%M:%S", time.gmtime((total - done) / 1e6 / speed)) if speed else "?"
+            share = done / max(total, 1)
+            print(f"{label} {share:4.0%}  {done / 1e6:,.0f} MB  {speed:.1f} MB/s  left {left}", flush=True)
 
     return update

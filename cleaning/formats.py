@@ -76,9 +76,12 @@ def parse_line(raw, offset):
     return value, reason_to_drop(value, text), text
 
 
-def read_json_lines(chunks, source, drops):
-    """A .jsonl file: one object per line."""
-    offset, number, skipping = 0, 0, False  # skipping: inside a line that is too long and comes in pieces
+def read_json_lines(chunks, source, drops, number=0, offset=0, skipping=False):
+    """A .jsonl file: one object per line.
+
+    A part of a file begins behind `offset` bytes and `number` lines, or, if `skipping`, inside line `number`, which is
+    too long, comes in pieces, and was counted where it began.
+    """
     for raw in split_lines(chunks, MAX_RECORD):
         ended = raw.endswith((b"\n", b"\r"))
         if not skipping:

@@ -8,13 +8,15 @@ piece was seen before: looking up replaces most of the work.
 
 import functools
 import json
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 
+from cleaning.ranked import BMP, ranked, settled_characters
+
 MEMORY = 1 << 19  # pieces remembered, about 150 bytes each, before all are forgotten
 MEMORY_IDS = 1 << 23  # and their ids, 2 bytes each
-BMP = 0x10000  # characters beyond it are never cut off from their neighbours
+IDEOGRAPH, SPACE, BLANK = 1, 2, 4  # what a character is, as bits
 
 
 def neighbours(tokens):
@@ -57,36 +59,42 @@ class PieceEncoder:
                 "choose a smaller tokenizer"
             )
         self.tokenizer = tokenizer
-        self._forget()
         spec = json.loads(tokenizer.backend.to_str())
         self.cutting = can_be_cut(spec)
         if self.cutting:
             self._prepare(*neighbours(map(tokenizer.id_to_bytes, range(tokenizer.vocab_size))))
+            self.ranked, self.settled = ranked(spec, tokenizer), settled_characters()
+        self._forget()
 
     def _prepare(self, pairs, edges):
         """Tables over all code points of the BMP, so that the joints of a text are found by array look-ups."""
         pairs = [(a, b) for a, b in pairs if max(a, b) < BMP]
-        # row and column of a code point in `joined`; 0: none
-        self.left, self.right = np.zeros(BMP, np.uint16), np.zeros(BMP, np.uint16)
         lefts, rights = sorted({a for a, _ in pairs}), sorted({b for _, b in pairs})
-        self.left[lefts], self.right[rights] = np.arange(1, len(lefts) + 1), np.arange(1, len(rights) + 1)
-        self.joined = np.zeros((len(lefts) + 1, len(rights) + 1), bool)
+        # A pair of code points has the place row[left] + column[right] in tables of all pairs; 0 and 0: in no token.
+        self.row, self.column = np.zeros(BMP, np.int32), np.zeros(BMP, np.int32)
+        self.column[rights] = np.arange(1, len(rights) + 1)
+        self.row[lefts] = np.arange(1, len(lefts) + 1) * (len(rights) + 1)
+        self.joined = np.zeros((len(lefts) + 1) * (len(rights) + 1), bool)
         for a, b in pairs:
-            self.joined[self.left[a], self.right[b]] = True
-        self.joined_bytes = np.zeros((256, 256), bool)
+            self.joined[self.row[a] + self.column[b]] = True
+        self.joined_bytes = np.zeros(1 << 16, bool)
         for a, b in edges:
-            self.joined_bytes[a, b] = True
+            self.joined_bytes[a << 8 | b] = True
         point = np.arange(BMP)
-        self.last_byte = np.where(point < 0x80, point, 0x80 | point & 0x3F).astype(np.uint8)
+        last_byte = np.where(point < 0x80, point, 0x80 | point & 0x3F)
         two, three = 0xC0 | point >> 6, 0xE0 | point >> 12
-        self.first_byte = np.where(point < 0x80, point, np.where(point < 0x800, two, three)).astype(np.uint8)
-        self.ideograph = (point >= 0x4E00) & (point < 0xA000)
-        self.space = np.array([chr(c).isspace() for c in range(BMP)])
-        self.blank = np.isin(point, [ord(" "), ord("\n"), ord("\t")])
+        self.last_byte = (last_byte << 8).astype(np.uint16)
+        self.first_byte = np.where(point < 0x80, point, np.where(point < 0x800, two, three)).astype(np.uint16)
+        ideograph = (point >= 0x4E00) & (point < 0xA000)
+        space = np.array([chr(c).isspace() for c in range(BMP)])
+        blank = np.isin(point, [ord(" "), ord("\n"), ord("\t")])
+        self.kind = (ideograph * IDEOGRAPH | space * SPACE | blank * BLANK).astype(np.uint8)
 
     def _forget(self):
         self.number = {}  # piece → its number n; its ids are ids[ends[n] : ends[n + 1]]
-        self.number_of_char = np.full(BMP, -1, np.int32)  # the same for pieces of one character; -1: not met yet
+        # the same for pieces of one character, and for two that stand side by side in a token; -1: not met yet
+        self.number_of_char = np.full(BMP, -1, np.int32)
+        self.number_of_pair = np.full(len(self.joined), -1, np.int32) if self.cutting else None
         self.ids, self.ends = np.zeros(0, np.uint16), np.zeros(1, np.int64)
 
     def _learn(self, pieces):
@@ -94,14 +102,38 @@ class PieceEncoder:
         first = len(self.number)
         self.number.update(zip(pieces, range(first, first + len(pieces))))
         for number, piece in enumerate(pieces, first):
-            if len(piece) == 1 and ord(piece) < BMP:
-                self.number_of_char[ord(piece)] = number
-        ids, ends = self._encode_whole(pieces)
+            if len(piece) <= 2 and max(piece) < "\U00010000":
+                if len(piece) == 1:
+                    self.number_of_char[ord(piece)] = number
+                elif place := self._place(*map(ord, piece)):
+                    self.number_of_pair[place] = number
+        ids, ends = self._encode_words(pieces)
         self.ids, self.ends = np.concatenate([self.ids, ids]), np.concatenate([self.ends, self.ends[-1] + ends])
+
+    def _encode_words(self, texts):
+        """The same as _encode_whole, by the faster library where that is certain to agree."""
+        if self.ranked is None:
+            return self._encode_whole(texts)
+        points = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
+        settled = np.where(points < BMP, self.settled[np.minimum(points, BMP - 1)], False)
+        starts = np.cumsum([0, *map(len, texts)])[:-1]
+        sure = np.logical_and.reduceat(settled, starts)
+        lists = [self.ranked.encode_ordinary(text) if ok else None for text, ok in zip(texts, sure.tolist())]
+        others = np.flatnonzero(~sure).tolist()
+        for i, ids in zip(others, self.tokenizer.encode_batch([texts[i] for i in others])):
+            lists[i] = ids
+        return self._joined(lists)
+
+    def _place(self, a, b):
+        """Place of a pair of code points in tables of pairs; 0 where one of them is in no pair."""
+        return int(self.row[a] + self.column[b]) if self.row[a] and self.column[b] else 0
 
     def _encode_whole(self, texts):
         """list of str → (uint16 ids of all texts, end to end; where each ends), by the tokenizer alone."""
-        lists = self.tokenizer.encode_batch(texts)
+        return self._joined(self.tokenizer.encode_batch(texts))
+
+    def _joined(self, lists):
+        """Lists of ids → the ids end to end, and where each list ends; ValueError for an id that cannot be."""
         ends = np.cumsum([len(ids) for ids in lists], dtype=np.int64)
         # int64 first: an id that uint16 cannot hold must be seen, not wrapped
         ids = np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=ends[-1] if len(ends) else 0)
@@ -111,31 +143,45 @@ class PieceEncoder:
             raise ValueError(f"{self.tokenizer.path} gave id {wrong} but has {limit} ids; is its tokenizer.json whole?")
         return ids.astype(np.uint16), ends
 
-    def _may_cut(self, points):
-        """Code points of a text (n,) → (n - 1,) bool: can it be cut after this character without changing an id?
+    def _may_cut(self, points, known):
+        """Can a text be cut after this character without changing an id?
 
         Yes before a blank, where the pre-tokenizer begins a new word anyway; and beside an ideograph, unless a token
         joins the two characters. Never after a space, because how spaces are grouped depends on what follows.
+
+        Args:
+            points: (n,) code points, 0 for those outside of the BMP, which are not known; known: (n,) bool, or None
+                where all are.
+        Returns:
+            (n - 1,) bool.
         """
-        known = points < BMP
-        points = np.where(known, points, 0)
-        a, b = points[:-1], points[1:]
-        joined = self.joined[self.left[a], self.right[b]] | self.joined_bytes[self.last_byte[a], self.first_byte[b]]
-        apart = (self.ideograph[a] | self.ideograph[b]) & ~joined
-        return (self.blank[b] | apart) & ~self.space[a] & known[:-1] & known[1:]
+        kind = self.kind[points]
+        joined = self.joined[self.row[points[:-1]] + self.column[points[1:]]]
+        joined |= self.joined_bytes[self.last_byte[points[:-1]] | self.first_byte[points[1:]]]
+        apart = ((kind[:-1] | kind[1:]) & IDEOGRAPH).view(bool) & ~joined
+        apart |= (kind[1:] & BLANK) != 0
+        apart &= (kind[:-1] & SPACE) == 0
+        return apart if known is None else apart & known[:-1] & known[1:]
 
     def _encode_pieces(self, texts):
         """The same as _encode_whole."""
         text, text_ends = "".join(texts), np.cumsum([len(t) for t in texts])
-        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        cut = np.append(self._may_cut(points), True)
+        points, known = np.frombuffer(text.encode("utf-32-le"), np.uint32), None
+        if points.max() >= BMP:
+            known = points < BMP
+            points = np.where(known, points, 0)
+        cut = np.append(self._may_cut(points, known), True)
         cut[text_ends - 1] = True
         stops = np.flatnonzero(cut) + 1
         starts = np.concatenate([[0], stops[:-1]])
-        # Three pieces in four are a single character, found without making a str of it.
-        first = points[starts]
-        single = (stops - starts == 1) & (first < BMP)
-        numbers = np.where(single, self.number_of_char[np.where(single, first, 0)], -1)
+        # Three pieces in four are a single character, and most others two: found without making a str of them.
+        first, size = points[starts], stops - starts
+        numbers = np.where(size == 1, self.number_of_char[first], -1)
+        two = np.flatnonzero(size == 2)
+        a, b = self.row[first[two]], self.column[points[starts[two] + 1]]
+        numbers[two] = np.where((a > 0) & (b > 0), self.number_of_pair[a + b], -1)
+        if known is not None:
+            numbers[~known[starts]] = -1
         rest = np.flatnonzero(numbers < 0)
         pieces = [text[i:j] for i, j in zip(starts[rest].tolist(), stops[rest].tolist())]
         if new := set(pieces).difference(self.number):
@@ -149,19 +195,23 @@ class PieceEncoder:
             self._forget()
         return ids, ends[np.searchsorted(stops, text_ends)]
 
-    def encode_batch(self, texts):
-        """list of str, none empty → list of bytes, each the uint16 ids of one text, without BOS and EOS."""
-        ids, ends = self._encode_pieces(texts) if self.cutting and texts else self._encode_whole(texts)
-        packed, ends = ids.astype("<u2").tobytes(), (2 * ends).tolist()
-        return [packed[i:j] for i, j in pairwise([0, *ends])]
+    def encode(self, texts):
+        """list of str, none empty → (ids, ends): uint16 ids of all, end to end; where those of each text end, int64."""
+        return self._encode_pieces(texts) if self.cutting and texts else self._encode_whole(texts)
+
+
+def framed(ids, ends, bos_id, eos_id):
+    """The same, with BOS before each text and EOS behind it."""
+    lengths = np.diff(ends, prepend=0) + 2
+    ends = np.cumsum(lengths)
+    framed_ids = np.empty(ends[-1] if len(ends) else 0, np.uint16)
+    inside = np.ones(len(framed_ids), bool)
+    inside[ends - lengths] = inside[ends - 1] = False
+    framed_ids[ends - lengths], framed_ids[ends - 1], framed_ids[inside] = bos_id, eos_id, ids
+    return framed_ids, ends
 
 
 @functools.lru_cache(maxsize=2)
 def encoder_of(load, path):
     """One encoder per process and tokenizer. `load(path)` gives the tokenizer."""
     return PieceEncoder(load(path))
-
-
-def encode_texts(load, path, texts):
-    """PieceEncoder.encode_batch as a plain function, for worker processes."""
-    return encoder_of(load, path).encode_batch(texts)

@@ -1,144 +1,187 @@
-"""Raw records → clean, different texts → ids, a few megabytes at a time."""
+"""Raw records → clean, different texts → ids in the order and mixture asked for: `data_process.py pretrain`."""
 
-import collections
-import hashlib
+import contextlib
+import dataclasses
 import importlib.metadata
-import multiprocessing
+import json
 import platform
-import signal
+import shutil
+import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
+from cleaning.binfile import check_output, sha256_of
+from cleaning.corpus import select, write_files
+from cleaning.files import code_digest, progress_meter, relative, room_for
+from cleaning.parts import Job, make_parts
+from cleaning.pieces import encoder_of
+from cleaning.readers import Drops, expand_inputs
+from cleaning.selection import ORDERS, parse_weights
+from cleaning.settings import knob
+from cleaning.units import read_units
+from cleaning.workers import count_workers
 
-from cleaning.binfile import BinWriter, remove_bin, sha256_of, val_path_of
-from cleaning.encodings import ignore
-from cleaning.files import progress_meter, relative
-from cleaning.normalize import clean_text, mark_new
-from cleaning.pieces import encode_texts
-from cleaning.readers import Drops, read_located
-
-BATCH = 1 << 20  # characters per batch, about 3 MB of Chinese
-
-
-def key_of(text):
-    """uint64 hash by which duplicates are found: of the cleaned text without the space around it."""
-    return int.from_bytes(hashlib.blake2b(text.strip().encode("utf-8"), digest_size=8).digest(), "little")
+NOT_RECORDED = ("input", "output", "tokenizer", "seed", "val_fraction", "num_workers")  # or recorded otherwise
 
 
-def is_held_out(key, seed, fraction):
-    """Does the text with this key belong to the validation part? Depends on nothing but the text and the seed."""
-    digest = hashlib.blake2b(
-        int(key).to_bytes(8, "little"), digest_size=8, salt=seed.to_bytes(8, "little", signed=True)
-    )
-    return int.from_bytes(digest.digest(), "little") < fraction * 2**64
+@dataclass
+class PretrainSettings:
+    """What `data_process.py pretrain` is asked for. Those without a flag here are flags of the script itself."""
+
+    input: list
+    output: str
+    tokenizer: str
+    seed: int = 0
+    field: str | None = knob(None, "field with the text; unset: found by itself")
+    val_fraction: float = knob(0.01, "share of the texts that is held out")
+    mix: list[str] = knob(list, "PATH:WEIGHT instead of --input: draw from them in this ratio of tokens")
+    max_repeats: float = knob(1, "with --mix: how often the texts of the scarcest source may be used")
+    quality: str | None = None
+    order: str = knob("source", "order of the texts; the longest or best come last", ORDERS)
+    anneal: float = knob(0.0, "share of the tokens, the best texts, that goes into NAME_anneal.bin instead")
+    shard_tokens: int = knob(0, "write a folder of .bin files of this many ids; 0: one file")
+    num_workers: int | None = knob(None, "processes; unset: one per core, or none for small inputs")
+
+    def __post_init__(self):
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(
+                f"--val_fraction {self.val_fraction} is not a share of the texts; give 0 up to below 1, such as 0.01"
+            )
+        if not 0 <= self.anneal < 1:
+            raise ValueError(f"--anneal {self.anneal} is not a share of the tokens; give 0 up to below 1, such as 0.1")
+        if self.max_repeats < 1:
+            raise ValueError(f"--max_repeats {self.max_repeats}: a text is used at least once; give 1 or more")
+        if self.shard_tokens < 0:
+            raise ValueError(f"--shard_tokens {self.shard_tokens}: give a number of ids, such as 100000000, or 0")
 
 
-def clean_batches(paths, drops, field=None, progress=ignore):
-    """Yields (texts, keys): cleaned texts, each met for the first time, with their uint64 keys. See read_texts."""
-    texts, places, size, seen = [], [], 0, []
-
-    def first_met():
-        keys = np.array([key_of(text) for text in texts], dtype=np.uint64)
-        new = mark_new(keys, seen)
-        for i in np.flatnonzero(~new):
-            drops.add("duplicate", *places[i], texts[i])
-        return [text for text, is_new in zip(texts, new) if is_new], keys[new]
-
-    for file, line, raw in read_located(paths, drops, field, progress):
-        text, reason = clean_text(raw)
-        if reason:
-            drops.add(reason, file, line, raw)
-            continue
-        texts.append(text)
-        places.append((file, line))
-        size += len(text)
-        if size >= BATCH:
-            yield first_met()
-            texts, places, size = [], [], 0
-    if texts:
-        yield first_met()
+def sources_of(cfg):
+    """(files, group of each, weights): the files of --input, or of --mix with a group for each of its entries."""
+    weights = parse_weights(cfg.mix, "--mix")
+    groups = [expand_inputs(name) for name, _ in weights] if weights else [expand_inputs(cfg.input)]
+    files = {path.resolve(): (path, number) for number, paths in enumerate(groups) for path in paths}
+    if sum(map(len, groups)) > len(files):
+        raise ValueError("--mix names a file twice; each file belongs to one entry")
+    return [path for path, _ in files.values()], [number for _, number in files.values()], [w for _, w in weights]
 
 
-def encoded_batches(batches, encode, workers):
-    """Yields (texts, keys, encoded) in order, `encode(texts)` running in `workers` processes, or here if 0."""
-    if not workers:
-        for texts, keys in batches:
-            yield texts, keys, encode(texts)
-        return
-    context = multiprocessing.get_context("spawn")  # forking a process that has threads can hang
-    ignore_interrupt = (signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the parent, which then ends the workers
-    with ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=ignore_interrupt) as pool:
-        waiting = collections.deque()
-        for texts, keys in batches:
-            waiting.append((texts, keys, pool.submit(encode, texts)))
-            if len(waiting) > workers + 1:  # so many batches are in memory, however long the corpus is
-                texts, keys, future = waiting.popleft()
-                yield texts, keys, future.result()
-        for texts, keys, future in waiting:
-            yield texts, keys, future.result()
+def size_and_time(path):
+    """(bytes, time of the last change) of a file; zeros for one that cannot be looked at: reading it will tell."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
 
 
-def write_bins(paths, output, load_tokenizer, tokenizer, seed, val_fraction, field=None, workers=0):
-    """Raw files → `output` and its validation part, with a description beside each; prints what came out.
+@contextlib.contextmanager
+def work_folder(output, identity):
+    """A folder beside `output` for parts; those of an interrupted run of the same `identity` are found in it again.
+
+    It is removed at the end, and after an error if nothing in it is worth keeping.
+    """
+    folder = Path(f"{output}.parts")
+    mark, text = folder / "job.json", json.dumps(identity, ensure_ascii=False, indent=1, default=str)
+    if folder.is_dir() and not (mark.is_file() and mark.read_text(encoding="utf-8") == text):
+        print(f"{folder} belongs to a run with other settings or files; starting anew")
+        shutil.rmtree(folder)
+    made = len(list(folder.glob("*.npz")))
+    if made:
+        print(f"going on with the {made:,} parts that are already in {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(text, encoding="utf-8")
+    done = False
+    try:
+        yield folder
+        done = True
+    finally:
+        if done or sys.exc_info()[0] is ValueError or not any(folder.glob("*.npz")):
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            print(f"finished parts stay in {folder}; the same command goes on from there", flush=True)
+
+
+def described(cfg, tokenizer, sources, drops, changes):
+    """What the descriptions of all files of a corpus say: with it, the same files can be made again."""
+    settings = {name: value for name, value in dataclasses.asdict(cfg).items() if name not in NOT_RECORDED}
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "tokenizer": relative(tokenizer.path),
+        "tokenizer_hash": tokenizer.hash,
+        "seed": cfg.seed,
+        "val_fraction": cfg.val_fraction,
+        "settings": settings,
+        "sources": sources,
+        "dropped": dict(sorted(drops.counts.items())),
+        "changed": dict(sorted(changes.items())),
+        "versions": {"python": platform.python_version(), "tokenizers": importlib.metadata.version("tokenizers")},
+    }
+
+
+def run(cfg, load_tokenizer):
+    """Raw files → `cfg.output`, its validation and annealing parts, with a description beside each.
 
     Args:
-        load_tokenizer, tokenizer: the function that loads a tokenizer folder, and what it gave; see encode_texts.
-        workers: processes that encode; 0: this one.
+        cfg: PretrainSettings.
+        load_tokenizer: loads a tokenizer folder.
     Raises:
         ValueError: nothing usable, or everything fell into the validation part; nothing is written.
     """
-    total, start, drops = sum(p.stat().st_size for p in paths), time.monotonic(), Drops()
+    files, groups, weights = sources_of(cfg)
+    check_output(cfg.output, files, bool(cfg.shard_tokens))
+    tokenizer = load_tokenizer(cfg.tokenizer)
+    encoder_of(load_tokenizer, cfg.tokenizer)  # V ≤ 65,536
+    seen = {path: size_and_time(path) for path in files}
+    total, start = sum(size for size, _ in seen.values()), time.monotonic()
+    identity = {
+        "settings": {k: v for k, v in dataclasses.asdict(cfg).items() if k != "num_workers"},
+        "tokenizer": tokenizer.hash,
+        "files": [[str(path.resolve()), *seen[path]] for path in files],
+        "code": code_digest(Path(__file__).parent),
+    }
+    with room_for(cfg.output), work_folder(cfg.output, identity) as folder:
+        # 1. Clean and encode, a few megabytes at a time, on all cores.
+        job = Job(str(folder), load_tokenizer, cfg.tokenizer, cfg.field, cfg.seed, cfg.val_fraction)
+        units = read_units(files, cfg.field, progress_meter(total, "reading"))
+        parts = make_parts(job, units, count_workers(cfg.num_workers, total))
+        drops, changes = Drops(), Counter()
+        for part in parts:
+            drops.merge(part.drops())
+            changes.update(part.about["changed"])
 
-    # 1. Texts are read and cleaned here and encoded beside it, a few megabytes at a time.
-    batches = clean_batches(paths, drops, field, progress_meter(total, "reading"))
-    encode = partial(encode_texts, load_tokenizer, tokenizer.path)
-    new_writer = partial(BinWriter, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
-    with new_writer(output) as train, new_writer(val_path_of(output)) as val:
-        for texts, keys, encoded in encoded_batches(batches, encode, workers):
-            held_out = [is_held_out(key, seed, val_fraction) for key in keys]
-            for writer, part in ((train, False), (val, True)):
-                chosen = [i for i, h in enumerate(held_out) if h == part]
-                writer.add([texts[i] for i in chosen], [encoded[i] for i in chosen])
+        # 2. Look at all documents together: duplicates, mixtures, order.
+        selection = select(parts, cfg, groups, weights, drops, tokenizer)
+        n_train, n_val = selection.counts()
+        if not n_train:
+            reason = f"no usable text in {', '.join(map(str, files))}; nothing written"
+            if n_val:
+                reason = (
+                    f"{n_val} text(s) fell into the validation part, none is left to train on; lower --val_fraction"
+                )
+            raise ValueError(f"{reason}\n{drops.table()}")
 
-        # 2. All files are complete on the disk before the first one replaces an old one.
-        if not train.documents:
-            kept = (
-                f"{val.documents} text(s) fell into the validation part, none is left to train on; lower --val_fraction"
-            )
-            nothing = f"no usable text in {', '.join(map(str, paths))}; nothing written"
-            raise ValueError(f"{kept if val.documents else nothing}\n{drops.table()}")
-        description = {
-            "vocab_size": tokenizer.vocab_size,
-            "bos_id": tokenizer.bos_id,
-            "eos_id": tokenizer.eos_id,
-            "tokenizer": relative(tokenizer.path),
-            "tokenizer_hash": tokenizer.hash,
-            "seed": seed,
-            "val_fraction": val_fraction,
-            "sources": [{"path": str(p), "bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in paths],
-            "dropped": dict(sorted(drops.counts.items())),
-            "versions": {"python": platform.python_version(), "tokenizers": importlib.metadata.version("tokenizers")},
-        }
-        writers = [train, val] if val.documents else [train]
-        for writer in writers:
-            writer.prepare(part="val" if writer is val else "train", **description)
-        for writer in writers:
-            writer.commit()
-    if not val.documents:
-        remove_bin(val.path)
-    report([train, val] if val.documents else [train], drops, total, time.monotonic() - start)
+        # 3. Write.
+        sources = [{"path": str(p), "bytes": seen[p][0], "sha256": sha256_of(p)} for p in files if seen[p][0]]
+        description = described(cfg, tokenizer, sources, drops, changes) | {"uses": selection.uses}
+        counts = write_files(parts, selection, cfg.output, cfg.shard_tokens, description)
+    report(counts, selection, drops, changes, total / 1e6, time.monotonic() - start)
 
 
-def report(writers, drops, total, seconds):
-    """Prints a line per file that was written, what was dropped, and how fast it went."""
+def report(counts, selection, drops, changes, megabytes, seconds):
+    """Prints a line per file that was written, what was dropped and changed, and how fast it went."""
     print(f"\n{'file':<24} {'documents':>11} {'tokens':>14} {'characters':>14} {'chars/token':>11} {'text bytes':>14}")
-    for w in writers:
-        print(f"{w.path.name:<24} {w.documents:>11,} {w.tokens:>14,} {w.characters:>14,}", end=" ")
-        print(f"{w.characters / w.tokens:>11.2f} {w.text_bytes:>14,}")
+    for path, n in counts.items():
+        print(f"{path.name:<24} {n['documents']:>11,} {n['tokens']:>14,} {n['characters']:>14,}", end=" ")
+        print(f"{n['characters'] / n['tokens']:>11.2f} {n['text_bytes']:>14,}")
+    for times, documents in selection.uses.items():
+        if documents and len(selection.uses) > 1:
+            print(f"{documents:>11,}  texts used {times} times")
+    for what, count in changes.most_common():
+        print(f"{count:>11,}  changed: {what}")
     print(drops.table())
-    megabytes = total / 1e6
-    print(
-        f"{megabytes:,.1f} MB in {seconds:.1f} s, {megabytes / seconds:.1f} MB/s; written to {writers[0].path.parent}"
-    )
+    folder = next(iter(counts)).parent
+    print(f"{megabytes:,.1f} MB in {seconds:.1f} s, {megabytes / seconds:.1f} MB/s; written to {folder}")

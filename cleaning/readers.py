@@ -45,6 +45,12 @@ class Drops:
         self.counts.update(other.counts)
         self.first = {**other.first, **self.first}
 
+    def take(self):
+        """What was counted so far, as a Drops of its own; this one begins anew."""
+        taken = Drops()
+        taken.counts, taken.first, self.counts, self.first = self.counts, self.first, taken.counts, taken.first
+        return taken
+
     def table(self):
         """One line per reason, the most frequent first."""
         if not self.counts:

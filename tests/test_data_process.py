@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import data_process
 from cleaning.binfile import BinWriter
+from cleaning.parts import is_held_out, key_of
 from cleaning.pieces import PieceEncoder, can_be_cut
-from cleaning.pretrain import is_held_out, key_of
 from model.chat import ChatTokenizer, load_tokenizer
 
 TEXTS = [f"第{i}天，小明走了{i * 7}里路，写下：I saw {i} birds.\n  很好 </s><s> 。" for i in range(300)]
@@ -220,7 +220,9 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, corpus, tokenize
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # the operating system refuses byte 1,001 of any file
     try:
-        with pytest.raises(OSError, match=r"no room for .*p\.bin: [\d,]+ bytes were needed so far and [\d,]+ are free"):
+        with pytest.raises(
+            OSError, match=r"no room for .*p\.bin\S*: [\d,]+ bytes were needed so far and [\d,]+ are free"
+        ):
             run(tokenizer_dir, corpus, tmp_path / "p.bin", "--val_fraction", 0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -229,8 +231,8 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, corpus, tokenize
 
 
 def test_an_interrupted_writer_leaves_no_temporary_file(tmp_path):
-    with pytest.raises(KeyboardInterrupt), BinWriter(tmp_path / "p.bin", 1, 2) as writer:
-        writer.add(["a"], [b"\5\0"])
+    with pytest.raises(KeyboardInterrupt), BinWriter(tmp_path / "p.bin") as writer:
+        writer.add(np.array([1, 5, 2], np.uint16), [3], [1], [1])
         writer.prepare()
         raise KeyboardInterrupt
     assert names(tmp_path) == []
@@ -242,6 +244,12 @@ def test_an_interrupted_writer_leaves_no_temporary_file(tmp_path):
 ALPHABET = "天地人的了，。！春来 \n\t\u3000\u00a0's're'llabc19é�😀𠀀한あ<|>/\0\r\x85"
 
 
+def ids_of(encoder, texts):
+    """The ids of each text, as lists."""
+    ids, ends = encoder.encode(texts)
+    return [part.tolist() for part in np.split(ids, ends[:-1])]
+
+
 @settings(max_examples=400, deadline=None)
 @given(texts=st.lists(st.text(alphabet=ALPHABET, min_size=1, max_size=40), min_size=1, max_size=8))
 def test_pieces_give_exactly_the_ids_of_the_tokenizer(tokenizer_dir, texts):
@@ -249,8 +257,7 @@ def test_pieces_give_exactly_the_ids_of_the_tokenizer(tokenizer_dir, texts):
     encoder = PieceEncoder(tokenizer)
     assert encoder.cutting
     for _ in range(2):  # the second time from memory
-        encoded = [np.frombuffer(ids, "<u2").tolist() for ids in encoder.encode_batch(texts)]
-        assert encoded == tokenizer.encode_batch(texts)
+        assert ids_of(encoder, texts) == tokenizer.encode_batch(texts)
 
 
 @settings(max_examples=100, deadline=None)
@@ -258,8 +265,27 @@ def test_pieces_give_exactly_the_ids_of_the_tokenizer(tokenizer_dir, texts):
 def test_pieces_are_exact_for_any_unicode_text(tokenizer_dir, texts):
     texts = [t.encode("utf-8", "ignore").decode() or "a" for t in texts]
     tokenizer = load_tokenizer(str(tokenizer_dir))
-    encoded = [np.frombuffer(ids, "<u2").tolist() for ids in PieceEncoder(tokenizer).encode_batch(texts)]
-    assert encoded == tokenizer.encode_batch(texts)
+    assert ids_of(PieceEncoder(tokenizer), texts) == tokenizer.encode_batch(texts)
+
+
+def test_the_faster_library_is_used_where_it_must_agree_and_only_there(tokenizer_dir, tmp_path):
+    for folder in (tokenizer_dir, "model/minimind_tokenizer"):
+        assert PieceEncoder(load_tokenizer(str(folder))).ranked is not None
+    spec = json.loads((tokenizer_dir / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab, (*merges, last) = spec["model"]["vocab"], spec["model"]["merges"]
+    spec["model"]["merges"] = [last, *merges]  # no longer in the order of the ids they make
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    assert PieceEncoder(ChatTokenizer(tmp_path)).ranked is None
+    vocab["ĠÄ" if "ĠÄ" not in vocab else "ĠÅ"] = len(vocab)  # a token that no merge makes
+    spec["model"]["merges"] = [*merges, last]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    assert PieceEncoder(ChatTokenizer(tmp_path)).ranked is None
+
+
+def test_white_space_before_a_digit_is_one_word_and_new_letters_are_left_to_the_tokenizer(tokenizer_dir):
+    tokenizer = load_tokenizer(str(tokenizer_dir))
+    texts = ["a  1", "a \n 1", " \t  12 b", "\U000323b0a", "\ua7cdb \U0001fabfc", "x\u3000 9", "\x85 1"]
+    assert ids_of(PieceEncoder(tokenizer), texts) == tokenizer.encode_batch(texts)
 
 
 def test_a_vocabulary_rich_in_joined_characters_is_still_exact(tmp_path):
@@ -274,8 +300,7 @@ def test_a_vocabulary_rich_in_joined_characters_is_still_exact(tmp_path):
     encoder = PieceEncoder(tokenizer)
     assert encoder.joined.sum() > 50 and encoder.joined_bytes.sum() > 5
     texts = [noise() for _ in range(3000)]
-    encoded = [np.frombuffer(ids, "<u2").tolist() for ids in encoder.encode_batch(texts)]
-    assert encoded == tokenizer.encode_batch(texts)
+    assert ids_of(encoder, texts) == tokenizer.encode_batch(texts)
 
 
 def train(folder, texts, vocab_size):
@@ -298,7 +323,7 @@ def test_memory_is_forgotten_when_full_and_the_ids_stay_the_same(tokenizer_dir, 
     tokenizer = load_tokenizer(str(tokenizer_dir))
     encoder = PieceEncoder(tokenizer)
     for text in TEXTS[:20]:
-        assert np.frombuffer(encoder.encode_batch([text])[0], "<u2").tolist() == tokenizer.encode(text)
+        assert ids_of(encoder, [text]) == [tokenizer.encode(text)]
     assert len(encoder.number) <= 20
 
 
@@ -333,4 +358,4 @@ def test_ids_that_do_not_fit_are_refused_by_name():
     with pytest.raises(ValueError, match="big has 65,537 ids"):
         PieceEncoder(TooLarge())
     with pytest.raises(ValueError, match="liar gave id 70001 but has 10 ids"):
-        PieceEncoder(Lying()).encode_batch(["a"])
+        PieceEncoder(Lying()).encode(["a"])

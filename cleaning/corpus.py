@@ -1,0 +1,164 @@
+"""Parts of a corpus → the files that training reads: which documents go where, and writing all of them or none."""
+
+import contextlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cleaning.binfile import (
+    BinWriter,
+    ShardWriter,
+    anneal_path_of,
+    is_sidecar,
+    remove_bin,
+    sidecar_of,
+    val_path_of,
+)
+from cleaning.equal_keys import first_occurrences
+from cleaning.selection import Columns, best_share, hashed, in_order, leave_out, mixed
+
+BATCH = 1 << 14  # documents that are put together where each one has a place of its own
+SIZES = ("lengths", "characters", "bytes")
+
+
+@dataclass
+class Selection:
+    """Where the documents of all parts go.
+
+    Attributes:
+        train, val: list of (documents,) bool, one per part.
+        order: instead of `train`, the numbers over all parts of the documents to train on, in the order they are
+            written, some perhaps several times; None: those of `train` as they stand.
+        anneal: the same for the annealing part; None: there is none.
+        uses: {times: how many documents to train on are used so often}.
+    """
+
+    train: list
+    val: list
+    order: np.ndarray | None = None
+    anneal: np.ndarray | None = None
+    uses: dict = field(default_factory=dict)
+
+    def counts(self):
+        """How many documents there are to train on, and how many to validate on."""
+        n = sum(int(own.sum()) for own in self.train) if self.order is None else len(self.order)
+        return n, sum(int(own.sum()) for own in self.val)
+
+
+def select(parts, cfg, groups, weights, drops, tokenizer):
+    """Decides where each document goes; what is left out from here on is counted in `drops`.
+
+    Args:
+        parts: list of Part; cfg: PretrainSettings.
+        groups, weights: the group of each source, and the weight of each group, [] for no mixture.
+    Returns:
+        a Selection.
+    """
+    kept = first_occurrences(Columns(parts, "key"))
+    for part, own in zip(parts, kept):
+        for document in np.flatnonzero(~own).tolist():
+            leave_out("duplicate", part, document, drops, tokenizer)
+    val = [part.column("val") & own for part, own in zip(parts, kept)]
+    selection = Selection([own & ~held_out for own, held_out in zip(kept, val)], val)
+    selection.uses = {1: sum(int(own.sum()) for own in selection.train)}
+    if weights or cfg.order != "source" or cfg.anneal:
+        arrange(selection, parts, cfg, groups, weights)
+    return selection
+
+
+def arrange(selection, parts, cfg, groups, weights):
+    """Fills in the order, the annealing part and the uses; about 60 bytes a document while it works."""
+    everything = lambda name: np.concatenate([part.column(name) for part in parts])  # noqa: E731
+    used, tokens = np.concatenate(selection.train), everything("lengths")
+    chance = hashed(everything("key"), cfg.seed)
+    quality = everything("quality") if cfg.quality else np.zeros(len(used), np.float32)
+    times = used.astype(np.int64)
+    if weights:
+        group = np.repeat([groups[part.about["source"]] for part in parts], [len(part) for part in parts])
+        times = mixed(np.where(used, group, -1), tokens, chance, weights, cfg.max_repeats)
+    selection.order = in_order(cfg.order, times, tokens, quality, chance)
+    selection.uses = dict(enumerate(np.bincount(times[used]).tolist()))
+    if cfg.anneal:
+        best = best_share(selection.order, tokens, quality, cfg.anneal)
+        selection.order, selection.anneal = selection.order[~best], selection.order[best]
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def gather(ids, starts, lengths):
+    """The ids of documents that begin at `starts` and are `lengths` long, end to end: (lengths.sum(),) uint16."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return ids[np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1])]
+
+
+def starts_of(lengths):
+    """Where things of these lengths begin that lie end to end: (n,) int64."""
+    return np.cumsum(lengths, dtype=np.int64) - lengths
+
+
+def write_as_they_stand(parts, chosen, writer):
+    """Appends the chosen documents, list of (documents,) bool per part; one part is in memory."""
+    for part, own in zip(parts, chosen):
+        if own.any():
+            sizes = [part.column(name) for name in SIZES]
+            writer.add(gather(part.ids(), starts_of(sizes[0])[own], sizes[0][own]), *(size[own] for size in sizes))
+
+
+class OrderedWriting:
+    """Appends documents in any order; keeps 24 bytes of each document of all parts."""
+
+    def __init__(self, parts):
+        self.parts = parts
+        sizes = [[part.column(name) for name in SIZES] for part in parts]
+        self.first = np.cumsum([0, *(len(own[0]) for own in sizes)])  # number of the first document of each part
+        self.starts = np.concatenate([starts_of(own[0]) for own in sizes])
+        self.sizes = [np.concatenate(column) for column in zip(*sizes)]
+
+    def write(self, documents, writer):
+        """Appends `documents`, numbers over all parts, in this order."""
+        for at in range(0, len(documents), BATCH):
+            batch = documents[at : at + BATCH]
+            sizes = [size[batch] for size in self.sizes]
+            places = starts_of(sizes[0])
+            ids = np.empty(int(sizes[0].sum(dtype=np.int64)), "<u2")
+            part_of = np.searchsorted(self.first, batch, side="right") - 1
+            by_part = np.argsort(part_of, kind="stable")
+            for own in np.split(by_part, np.flatnonzero(np.diff(part_of[by_part])) + 1):
+                lengths, part = sizes[0][own], self.parts[part_of[own[0]]]
+                target = gather(np.arange(len(ids)), places[own], lengths)
+                ids[target] = gather(part.ids(), self.starts[batch[own]], lengths)
+            writer.add(ids, *sizes)
+
+
+def write_files(parts, selection, output, shard_tokens, description):
+    """Writes all files of a corpus; every one is complete on the disk before the first one replaces an old one.
+
+    Args:
+        output: a .bin, or with shard_tokens, ids in each, a folder of them.
+        description: {…} of all of them.
+    Returns:
+        {path: counts} of the files that were written.
+    """
+    with contextlib.ExitStack() as stack:
+        train = stack.enter_context(ShardWriter(output, shard_tokens) if shard_tokens else BinWriter(output))
+        val = stack.enter_context(BinWriter(val_path_of(output)))
+        anneal = stack.enter_context(BinWriter(anneal_path_of(output)))
+        write_as_they_stand(parts, selection.val, val)
+        if selection.order is None:
+            write_as_they_stand(parts, selection.train, train)
+        else:
+            ordered = OrderedWriting(parts)
+            ordered.write(selection.order, train)
+            ordered.write(selection.anneal if selection.anneal is not None else [], anneal)
+        named = {"train": train, "val": val, "anneal": anneal}
+        filled = {name: writer for name, writer in named.items() if writer.counts["documents"]}
+        for name, writer in filled.items():
+            writer.prepare(part=name, **description)
+        for writer in filled.values():
+            writer.commit()
+        if "val" not in filled:
+            remove_bin(val.path)
+        if "anneal" not in filled and is_sidecar(sidecar_of(anneal.path)):
+            remove_bin(anneal.path)
+    return {writer.path: writer.counts for writer in filled.values()}

@@ -1,0 +1,106 @@
+"""Which documents of a corpus are used, how often, and in what order: mixtures, repeats, curricula, an annealing part.
+
+What is kept in memory is a number a document for each question that is asked: 1 byte to leave out duplicates, about
+60 bytes for mixtures and orders. Nothing here depends on how many processes made the parts.
+"""
+
+import numpy as np
+
+ORDERS = ("source", "shuffle", "length", "quality")
+
+
+class Columns:
+    """One column of all parts, as a sequence of arrays that are read when they are asked for."""
+
+    def __init__(self, parts, name):
+        self.parts, self.name = parts, name
+
+    def __len__(self):
+        return len(self.parts)
+
+    def __getitem__(self, number):
+        return self.parts[number].column(self.name)
+
+
+def hashed(keys, seed):
+    """(n,) uint64 → (n,) uint64, evenly spread and another for every seed.
+
+    Source: the mixing function of SplitMix64, Steele et al. 2014, doi:10.1145/2660193.2660195.
+    """
+    x = keys + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def leave_out(reason, part, document, drops, tokenizer):
+    """Counts a document of a part as left out; the first of each reason is shown."""
+    text = "" if reason in drops.first else part.excerpt(document, tokenizer)
+    line = 0 if reason in drops.first else int(part.column("line")[document])
+    drops.add(reason, part.about["file"], line, text)
+
+
+def parse_weights(entries, flag):
+    """['zh.jsonl:0.6', 'en.jsonl:0.4'] → [(name, weight)]; ValueError for a weight that is none."""
+    weights = []
+    for entry in entries:
+        name, colon, weight = entry.rpartition(":")
+        try:
+            number = float(weight)
+        except ValueError:
+            number = -1.0
+        if not colon or not 0 < number < float("inf"):
+            raise ValueError(f"{flag} {entry} is not NAME:WEIGHT with a weight above 0, such as zh.jsonl:0.6")
+        weights.append((name, number))
+    return weights
+
+
+def mixed(group, tokens, chance, weights, max_repeats=1):
+    """How often each document is used so that groups stand in the ratio of their weights, counted in tokens.
+
+    The group that has least for its weight is used as often as `max_repeats` allows; others as their weight demands. A
+    group's documents are used equally often, but for a last round that is drawn at random.
+
+    Args:
+        group: (n,) int, the group of each document, -1: none.
+        tokens: (n,) int; chance: (n,) random numbers, by which the last round is drawn.
+        weights: one per group.
+    Returns:
+        (n,) int64.
+    """
+    sizes = np.bincount(group[group >= 0], tokens[group >= 0], minlength=len(weights))
+    whole = min(max_repeats * size / weight for size, weight in zip(sizes, weights))
+    times = np.zeros(len(group), np.int64)
+    for number, (size, weight) in enumerate(zip(sizes, weights)):
+        own = np.flatnonzero(group == number)
+        rounds, rest = divmod(whole * weight / size, 1) if size else (0, 0)
+        own = own[np.argsort(chance[own], kind="stable")]
+        # of a document that only fits in half, the half that is more
+        extra = np.cumsum(tokens[own]) - tokens[own] / 2 < rest * size
+        times[own] = int(rounds) + extra
+    return times
+
+
+def in_order(order, times, tokens, quality, chance):
+    """Documents, each as often as `times` says → their numbers in one of ORDERS, (times.sum(),) int64.
+
+    The best, or the longest, come last. Copies of a document follow each other, unless they are shuffled.
+    """
+    documents = np.repeat(np.arange(len(times)), times)
+    if order == "source":
+        return documents
+    if order == "shuffle":
+        copy = np.arange(len(documents)) - np.repeat(np.cumsum(times) - times, times)
+        # a chance of its own for each copy: multiplied by odd numbers, 64-bit hashes stay as even as they were
+        own = chance[documents] * (2 * copy.astype(np.uint64) + np.uint64(1))
+        return documents[np.argsort(own, kind="stable")]
+    return documents[np.argsort({"length": tokens, "quality": quality}[order][documents], kind="stable")]
+
+
+def best_share(documents, tokens, quality, share):
+    """(n,) bool: which of the `documents`, the best first, make up this share of all their tokens."""
+    best_first = np.argsort(-quality[documents], kind="stable")
+    ends = np.cumsum(tokens[documents[best_first]])
+    chosen = np.zeros(len(documents), bool)
+    chosen[best_first[: np.searchsorted(ends, share * ends[-1], side="right")]] = True
+    return chosen
