@@ -264,6 +264,21 @@ def check(settings):
         raise ValueError(f"{output} needs {report} for its report, but that file holds something else; rename it")
 
 
+def described(files, samples, parts, drops):
+    """What a classifier was made of, for whoever finds the file later."""
+    sources = [{"path": relative(f), "bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in files]
+    versions = {name: importlib.metadata.version(name) for name in ("numpy", "scikit-learn")}
+    return {
+        "documents": {
+            name: {"read": sample.read, **{part: len(parts[part][i]) for part in PARTS}}
+            for i, (name, sample) in enumerate(samples.items())
+        },
+        "dropped": dict(sorted(drops.counts.items())),
+        "sources": sorted(sources, key=lambda source: source["path"]),
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
 def train(settings):
     """Reads, fits, measures on held-out texts, writes `settings.output` and the report beside it, prints the report.
 
@@ -282,20 +297,7 @@ def train(settings):
     parts = split(samples, settings, drops)
     balanced = not settings.labelled
     scorer = fit_calibrated(parts, kind, list(samples), balanced, settings)
-    described = [{"path": relative(f), "bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in files]
-    scorer.about |= {
-        "balanced": balanced,
-        "documents": {
-            name: {"read": sample.read, **{part: len(parts[part][i]) for part in PARTS}}
-            for i, (name, sample) in enumerate(samples.items())
-        },
-        "dropped": dict(sorted(drops.counts.items())),
-        "sources": sorted(described, key=lambda source: source["path"]),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("numpy", "scikit-learn")},
-        },
-    }
+    scorer.about |= {"balanced": balanced, **described(files, samples, parts, drops)}
     tested = [e for own in parts["test"] for e in own]
     report = {"format": REPORT, **scorer.about, **measure(scorer, tested, *flat(parts["test"], balanced)[1:])}
     scorer.about["measured"] = {k: report[k] for k in ("auc", "accuracy", "brier", "log_loss") if k in report}

@@ -36,6 +36,7 @@ class Scorer:
 
     def __init__(self, weights, bias, about):
         self.weights, self.bias, self.about = weights, bias, about
+        self.exact = weights.astype(np.float64)  # once, or the product below would convert them for every batch
         self.names = about["labels"]
         settings = about["settings"]
         self.bits, self.longest, self.characters = (settings[k] for k in ("bits", "longest", "characters"))
@@ -44,8 +45,7 @@ class Scorer:
         """list of str → (N, 1) or (N, K) float64; see probabilities_of."""
         seen = [excerpt(text, self.characters) for text in texts]
         parts = [
-            shares(seen[i : i + TOGETHER], self.bits, self.longest) @ self.weights
-            for i in range(0, len(seen), TOGETHER)
+            shares(seen[i : i + TOGETHER], self.bits, self.longest) @ self.exact for i in range(0, len(seen), TOGETHER)
         ]
         return np.concatenate([np.empty((0, len(self.bias))), *parts]) + self.bias
 
@@ -81,7 +81,12 @@ def probabilities_of(logits):
 def save_scorer(path, scorer):
     """Writes the classifier, whole or not at all; the same classifier gives the same bytes."""
     path = Path(path)
-    about = {**scorer.about, "format": FORMAT, "version": VERSION, "sha256": digest_of(scorer.weights, scorer.bias)}
+    about = {
+        **scorer.about,
+        "format": FORMAT,
+        "version": VERSION,
+        "sha256": digest_of(scorer.weights, scorer.bias, scorer.about),
+    }
     text = json.dumps(about, ensure_ascii=False, indent=1).encode("utf-8")
     data = io.BytesIO()
     np.savez_compressed(data, weights=scorer.weights, bias=scorer.bias, about=np.frombuffer(text, np.uint8))
@@ -98,9 +103,10 @@ def save_scorer(path, scorer):
             temporary.unlink(missing_ok=True)
 
 
-def digest_of(weights, bias):
-    """64 hex digits that change with any bit of either array."""
-    return hashlib.sha256(weights.tobytes() + bias.tobytes()).hexdigest()
+def digest_of(weights, bias, about):
+    """64 hex digits that change with anything that decides a score or a name."""
+    deciding = [about["kind"], about["labels"], *(about["settings"][k] for k in ("bits", "longest", "characters"))]
+    return hashlib.sha256(weights.tobytes() + bias.tobytes() + json.dumps(deciding).encode("utf-8")).hexdigest()
 
 
 def load_scorer(path):
@@ -162,6 +168,6 @@ def fault_of(weights, bias, about):
             return f"{name} are {array.dtype} {array.shape} instead of {np.dtype(kind)} {shape}"
         if not np.isfinite(array).all():
             return f"{name} hold something that is not a number"
-    if digest_of(weights, bias) != about.get("sha256"):
-        return "its numbers do not match their checksum"
+    if digest_of(weights, bias, about) != about.get("sha256"):
+        return "its parts do not match their checksum"
     return None
