@@ -2,7 +2,8 @@
 
 Runs of 1 to n characters (n-grams) are counted in 2^bits buckets chosen by a hash, so there is no vocabulary to learn,
 to store or to miss: any script and any language works. scikit-learn's HashingVectorizer does the same in a Python
-loop; this is the same idea in numpy, about 10 times faster (benchmark in `cleaning/quality.py`).
+loop; on 1,000 encyclopaedia paragraphs and one core of an AMD EPYC it took in 2 MB of UTF-8 per second, while this
+and the scores after it went through 25.
 """
 
 import importlib
@@ -78,8 +79,8 @@ def shares(texts, bits, longest):
     """list of str → (N, 2^bits) sparse CSR matrix, float64: the square root of each n-gram's share of its text.
 
     The squares of a row add up to 1, so long and short texts weigh the same. The root keeps frequent characters from
-    drowning all others: on the data described in `cleaning/quality.py` held-out AUC was 0.9999 with it, 0.9995 with
-    counts scaled to the same length, 0.9950 with plain shares.
+    drowning all others: encyclopaedia, abstracts and manuals against chats, 8,855 texts to train and 2,135 held out,
+    gave AUC 0.9997 with it, 0.9987 with counts scaled to squares that add up to 1, 0.9966 with plain shares.
     """
     sparse = library("scipy.sparse")
     parts = [_few_shares(texts[i : i + TOGETHER], bits, longest, sparse) for i in range(0, len(texts), TOGETHER)]

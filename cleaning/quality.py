@@ -5,13 +5,15 @@ Two questions, one method (n-grams of characters, logistic regression; see clean
     domains   which of these is it?                                                 --domains 法律=PATH 代码=PATH
 and --labelled FILE.jsonl for either, each record with a `text` and a `label`: 0 or 1, or the name of a domain.
 
-**What it learns is what tells the two sides apart, whatever that is.** With encyclopaedia against chats it learns
-"you", question marks and instructions before it learns anything about worth. So the report shows the n-grams that speak
-for either side, how far single cues (length, punctuation, …) would get alone, and the texts nearest the threshold: read
-these before filtering with it. What is taken out beforehand: layout (white space), everything beyond the same number of
-characters, and length (--match_lengths): on 1,100 held-out texts, encyclopaedia against chats of half
-their length, the rank correlation of score and length among the chats fell from 0.39 to 0.10, and AUC from 0.9997 to
-0.9993. Near-duplicates on both sides of the held-out split make the measured numbers too good: remove them first.
+**What it learns is what tells the two sides apart, whatever that is.** Encyclopaedia, abstracts and manuals against
+chats gave AUC 0.999 on held-out texts, and what spoke most for a chat was "？", "么", "什么", for a good text the
+half-width comma of the abstracts, "年" and traditional characters: no word about worth. So the report shows the n-grams
+that speak for either side, how far single cues (length, digits, …) get alone, and the texts nearest the threshold. Read
+these before filtering; give both sides the same script, width of punctuation and subjects where you can.
+Taken out beforehand are layout, everything beyond the same number of characters, and length (--match_lengths): two
+classes of random texts that differ in nothing but length had AUC 0.96, with matched lengths 0.54. On the data above the
+rank correlation of score and length went from 0.20 to 0.08 and AUC from 0.9994 to 0.9988. Near-duplicates on both sides
+of the held-out split make every number too good: remove them first.
 
 Sources: Penedo et al. 2024, arXiv:2406.17557 (FineWeb-Edu); Li et al. 2024, arXiv:2406.11794 (DCLM).
 """

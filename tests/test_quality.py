@@ -18,8 +18,19 @@ from sklearn.linear_model import LogisticRegression
 from cleaning.calibration import calibrate
 from cleaning.ngrams import buckets, excerpt, shares
 from cleaning.pretrain import is_held_out, key_of
-from cleaning.quality import QualitySettings, Sample, label_of, match_lengths, train
+from cleaning.quality import (
+    QualitySettings,
+    Sample,
+    fit_calibrated,
+    flat,
+    label_of,
+    match_lengths,
+    read_classes,
+    split,
+    train,
+)
 from cleaning.quality_report import reliability, shares_of_kinds
+from cleaning.readers import Drops
 from cleaning.scorer import Scorer, load_scorer
 
 GOOD, RAW, CODE = "山水日月金木火土天地人", "买卖钱快点加我微信您好火", "def return(x): = +\n\t"
@@ -212,6 +223,20 @@ def test_what_is_said_happens_as_often_as_it_is_said(coins):
         sum(row["documents"] for row in report["reliability"])
         == report["documents"]["good"]["test"] + (report["documents"]["raw"]["test"])
     )
+
+
+def test_calibrating_a_calibrated_classifier_changes_nothing(tmp_path):
+    """Here it had much to change: lengths matched for training only, and one class ten times as frequent."""
+    records = [{"text": t, "label": 0} for t in written(GOOD * 2 + RAW, 900, length=(3, 60))]
+    records += [{"text": t, "label": 1} for t in written(GOOD + RAW * 2, 90, length=(1, 9))]
+    cfg = QualitySettings(labelled=[save(tmp_path / "a.jsonl", records)], held_out=0.3, C=0.1, **SMALL)
+    kind, samples = read_classes(cfg, Drops())
+    parts = split(samples, cfg, Drops())
+    scorer = fit_calibrated(parts, kind, list(samples), False, cfg)
+    assert abs(scorer.about["calibration"]["scale"] - 1) > 0.2 and abs(scorer.about["calibration"]["shifts"][0]) > 0.2
+    texts, numbers, weights = flat([[e.text for e in own] for own in parts["calibrate"]], False)
+    scale, shifts = calibrate(scorer.logits(texts), numbers, weights)
+    assert (scale, shifts[0]) == (pytest.approx(1, abs=1e-3), pytest.approx(0, abs=1e-3))
 
 
 def test_length_tells_nothing_when_lengths_are_matched(tmp_path):
