@@ -14,7 +14,7 @@ from cleaning.equal_keys import repeated_places
 from cleaning.shingles import jaccard, shingle_set
 
 COMPARED = 64  # a text is compared with at most so many that stay, those with the most equal band keys
-REMEMBERED = 64 << 20  # bytes of shingles, 8 per different run, kept for the next comparison
+OVERHEAD = 250  # bytes that a remembered set takes beside its shingles
 
 
 def bucket_table(parts, memory):
@@ -29,22 +29,21 @@ def bucket_table(parts, memory):
             no other place; 0: shared with none. Row 0 is all zeros.
         count: number of buckets, 0 included.
     """
-    total, count = sum(len(part) for part in parts), 1
-    bands = parts[0].shape[1] if total else 0
-    found, shares = [], np.zeros(total, dtype=bool)
+    lengths = [len(part) for part in parts]
+    bands, shares = parts[0].shape[1] if sum(lengths) else 0, np.zeros(sum(lengths), dtype=bool)
     for band in range(bands):
-        for where, groups in repeated_places([part[:, band] for part in parts], memory):
-            first, count = count, count + int(groups.max()) + 1
-            if max(total, count) >= 1 << 32:
-                raise ValueError(f"{total:,} documents share too many keys to be numbered in 32 bits; split the corpus")
-            # 8 bytes per shared key until all bands are known
-            found.append((band, where.astype(np.uint32), (groups + first).astype(np.uint32)))
-            shares[where] = True
-    documents = np.flatnonzero(shares)
-    buckets = np.zeros((len(documents) + 1, bands), dtype=np.uint32)
-    while found:
-        band, where, numbers = found.pop()
-        buckets[np.searchsorted(documents, where) + 1, band] = numbers
+        for places, _ in repeated_places([part[:, band] for part in parts], memory):
+            shares[places] = True
+    documents, masks = np.flatnonzero(shares), np.split(shares, np.cumsum(lengths)[:-1])
+    if max(len(shares), len(documents) * bands // 2) >= 1 << 32:
+        raise ValueError(f"{len(shares):,} documents share too many keys to be numbered in 32 bits; split the corpus")
+    buckets, count = np.zeros((len(documents) + 1, bands), dtype=np.uint32), 1
+    for band in range(bands):
+        # searched anew, among those alone that share some key: to keep all places would take 8 bytes for each
+        column = [part[:, band][mask] for part, mask in zip(parts, masks)]
+        for places, groups in repeated_places(column, memory):
+            buckets[places + 1, band] = groups + count
+            count += int(groups.max()) + 1
     return documents, buckets, count
 
 
@@ -86,24 +85,24 @@ class Kept:
         self.latest[own[own > 0]] = row
 
 
-def set_reader(text_of, n):
-    """i → shingle_set(text_of(i), n), from memory if it was asked for lately."""
+def set_reader(text_of, n, memory):
+    """i → shingle_set(text_of(i), n), remembered for the next comparison; all are forgotten beyond `memory` bytes."""
     sets, size = {}, 0
 
     def set_of(i):
         nonlocal size
         if i not in sets:
-            if size > REMEMBERED:
+            if size > memory:
                 sets.clear()
                 size = 0
             sets[i] = shingle_set(text_of(i), n)
-            size += sets[i].nbytes
+            size += sets[i].nbytes + OVERHEAD
         return sets[i]
 
     return set_of
 
 
-def drop_mask(parts, text_of, settings, scores=None, memory=256 << 20, progress=ignore):
+def drop_mask(parts, text_of, settings, scores=None, memory=64 << 20, progress=ignore):
     """Which documents go because a near-duplicate of them stays; see the top of this file.
 
     Args:
@@ -111,7 +110,7 @@ def drop_mask(parts, text_of, settings, scores=None, memory=256 << 20, progress=
         text_of: number → the document's text, anywhere in the corpus; asked for documents that share a key only.
         settings: NearDuplicates, the same that the keys were made with.
         scores: (N,) numbers, the best document of a cluster is the highest one; None, and where equal: the first.
-        memory: bytes for one band's keys while equal ones are searched.
+        memory: bytes for one band's keys while equal ones are searched, then for shingles of texts met before.
         progress: called with the numbers of documents that are done, N in all.
     Returns:
         drop: (N,) bool.
@@ -120,8 +119,7 @@ def drop_mask(parts, text_of, settings, scores=None, memory=256 << 20, progress=
     Raises:
         ValueError: scores of another length, or not a number.
 
-    Memory, for each document: 10 bytes, and for each that shares a key 12 and up to 14 per band; 8 more per band while
-    the buckets are numbered.
+    Memory beside that: 10 bytes per document, and for each that shares a key 20 and at most 6 per band.
     """
     total = sum(len(part) for part in parts)
     if scores is not None:
@@ -133,7 +131,7 @@ def drop_mask(parts, text_of, settings, scores=None, memory=256 << 20, progress=
     rows = np.arange(1, len(documents) + 1)
     if scores is not None:
         rows = rows[np.argsort(-scores[documents], kind="stable")]
-    kept, staying, set_of = np.arange(total), Kept(buckets, count), set_reader(text_of, settings.shingle)
+    kept, staying, set_of = np.arange(total), Kept(buckets, count), set_reader(text_of, settings.shingle, memory)
     progress(total - len(documents))
     for row in rows.tolist():
         document = int(documents[row - 1])

@@ -17,7 +17,7 @@ from cleaning.settings import knob
 LINES = re.compile("[^\n]*\n|[^\n]+")
 # a sentence ends behind 。！？ and closing quotes, and at .!? with space behind them; every character is in one of them
 SENTENCES = re.compile(
-    "(?:[^\n。！？.!?]|[.!?](?![.!?]*\\s))+(?:[。！？]+|[.!?]+(?=\\s))?[”’」』）)]*|[。！？.!?]+[”’」』）)]*|\n"
+    "(?:[^\n。！？.!?]|[.!?](?![.!?]{,8}\\s))+(?:[。！？]+|[.!?]+(?=\\s))?[”’」』）)]*|[。！？.!?]+[”’」』）)]*|\n"
 )
 FENCE = re.compile(r"\s*(```|~~~)")
 
