@@ -20,15 +20,16 @@ def passes_for(parts, memory):
 
 
 def blocks_of(parts, passes, share):
-    """Yields (part number, positions in it, keys) of the keys of this share, a block at a time, in order."""
+    """Yields (part number, positions in it, keys): the keys of this share, in order, a block at a time; none is empty."""
     for number, part in enumerate(parts):
         for start in range(0, len(part), BLOCK):
             keys = np.array(part[start : start + BLOCK], dtype=np.uint64)
-            if passes == 1:
-                yield number, np.arange(start, start + len(keys)), keys
-            else:
+            chosen = np.arange(len(keys))
+            if passes > 1:
                 chosen = np.flatnonzero((keys * SPREAD >> np.uint64(32)) % np.uint64(passes) == share)
-                yield number, chosen + start, keys[chosen]
+                keys = keys[chosen]
+            if len(keys):
+                yield number, chosen + start, keys
 
 
 def first_occurrences(parts, memory=64 << 20):
@@ -50,9 +51,11 @@ def first_occurrences(parts, memory=64 << 20):
 
 def counted(runs):
     """list of (sorted different keys, their counts) → one such pair."""
-    keys, where = np.unique(np.concatenate([keys for keys, _ in runs]), return_inverse=True)
-    # counts below 2^53 are exact in the doubles that bincount adds up
-    return keys, np.bincount(where, np.concatenate([counts for _, counts in runs]), len(keys)).astype(np.int64)
+    keys, counts = (np.concatenate(column) for column in zip(*runs))
+    order = np.argsort(keys, kind="stable")  # which merges sorted runs instead of sorting anew
+    keys, counts = keys[order], counts[order]
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    return keys[starts], np.add.reduceat(counts, starts)
 
 
 def repeated_of_share(parts, times, passes, share):
@@ -77,6 +80,26 @@ def repeated_keys(parts, times=2, memory=64 << 20):
     return np.sort(np.concatenate([repeated_of_share(parts, times, passes, share) for share in range(passes)]))
 
 
+def members(wanted):
+    """A function: uint64 keys → (positions of those that are in `wanted`, their positions there).
+
+    Args:
+        wanted: sorted uint64 array of different keys, not empty.
+    """
+    # most keys are told by one look into a table of 8 to 16 bytes per wanted key, a search takes 20 times as long
+    shift = np.uint64(64 - (8 * len(wanted)).bit_length())
+    may_be = np.zeros(1 << (64 - int(shift)), dtype=bool)
+    may_be[wanted * SPREAD >> shift] = True
+
+    def find(keys):
+        places = np.flatnonzero(may_be[keys * SPREAD >> shift])
+        at = np.minimum(np.searchsorted(wanted, keys[places]), len(wanted) - 1)
+        found = wanted[at] == keys[places]
+        return places[found], at[found]
+
+    return find
+
+
 def repeated_places(parts, memory=64 << 20):
     """Where the keys stand that occur more than once; 0 stands for no key and is passed over.
 
@@ -90,10 +113,9 @@ def repeated_places(parts, memory=64 << 20):
         wanted = wanted[wanted > 0]
         if not len(wanted):
             continue
-        places, groups = [], []
+        places, groups, find = [], [], members(wanted)
         for number, positions, keys in blocks_of(parts, passes, share):
-            at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
-            found = np.flatnonzero(wanted[at] == keys)
+            found, at = find(keys)
             places.append(starts[number] + positions[found])
-            groups.append(at[found])
+            groups.append(at)
         yield np.concatenate(places), np.concatenate(groups)

@@ -1,7 +1,8 @@
-"""A corpus in parts: each is a few megabytes of raw records, cleaned and encoded on any core, in two files.
+"""A corpus in parts: each is a few megabytes of raw records, cleaned and encoded on any core, in a few files.
 
     00012.ids   uint16 ids of its documents, `<s>text</s>` end to end
     00012.npz   what is known of each document (COLUMNS), and what was left out
+    00012.npy   where near-duplicates are looked for, their band keys
 
 Parts stay until the corpus is written, so a run that was killed goes on with those that are missing. They depend on
 nothing but the input and the settings: not on the number of processes, nor on the order in which they were made.
@@ -12,26 +13,31 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from cleaning.binfile import write
+from cleaning.minhash import NearDuplicates, band_keys
 from cleaning.normalize import clean_text
 from cleaning.pieces import encoder_of, framed
 from cleaning.readers import Drops
+from cleaning.repeated_lines import RepeatedLines, frequent_lines, line_keys, without_lines
+from cleaning.scorer import load_scorer
 from cleaning.workers import in_order
 
-# Of each document: ids, BOS and EOS among them; its line in its file; characters; UTF-8 bytes; the hash of its text; and
-# whether it belongs to the validation part.
+# What is known of each document; quality and domain only where they were asked for.
 COLUMNS = {
-    "lengths": np.int32,
-    "line": np.int64,
+    "lengths": np.int32,  # in ids, BOS and EOS among them
+    "line": np.int64,  # in its file
     "characters": np.int32,
-    "bytes": np.int32,
-    "key": np.uint64,
-    "val": bool,
+    "bytes": np.int32,  # of its text in UTF-8
+    "key": np.uint64,  # hash of its text
+    "val": bool,  # it belongs to the validation part
+    "quality": np.float32,
+    "domain": np.int16,
 }
 
 
@@ -57,6 +63,9 @@ class Job:
         load_tokenizer, tokenizer: the function that loads a tokenizer folder, and the folder.
         field: the field with the text, see text_of.
         seed, val_fraction: decide which documents are held out.
+        lines, frequent: RepeatedLines, and the .npy file of the keys of the lines that are left out; None: none are.
+        quality, min_quality, domains: a scorer's file, the lowest score that stays, and another scorer's file.
+        near: NearDuplicates, or None.
     """
 
     folder: str
@@ -65,6 +74,12 @@ class Job:
     field: str | None = None
     seed: int = 0
     val_fraction: float = 0.0
+    lines: RepeatedLines | None = None
+    frequent: str | None = None
+    quality: str | None = None
+    min_quality: float = 0.0
+    domains: str | None = None
+    near: NearDuplicates | None = None
 
 
 @dataclass
@@ -78,10 +93,15 @@ class Cleaned:
 
 
 def cleaned(job, unit):
-    """A Unit → Cleaned."""
+    """A Unit → Cleaned: the rules that look at one document at a time."""
     found = Cleaned()
+    frequent = frequent_of(job.frequent) if job.frequent else ()
     for line, raw in unit.located(found.drops, job.field):
         text, reason = clean_text(raw)
+        if not reason and len(frequent):
+            text, removed = without_lines(text, frequent, job.lines)
+            found.changes["repeated lines left out"] += bool(removed)
+            reason = None if text else "nothing but repeated lines"
         if reason:
             found.drops.add(reason, unit.file, line, raw)
             continue
@@ -90,14 +110,37 @@ def cleaned(job, unit):
     return found
 
 
+@lru_cache(maxsize=1)
+def frequent_of(file):
+    """The keys of repeated lines, memory-mapped; see cleaning.repeated_lines."""
+    return np.load(file, mmap_mode="r")
+
+
+def scored(job, unit, found):
+    """{"quality", "domain"} of the documents, as far as asked for; those below min_quality leave `found`."""
+    columns = {}
+    if job.quality and found.texts:
+        quality = load_scorer(job.quality).scores(found.texts)
+        for i in np.flatnonzero(quality < job.min_quality).tolist():
+            found.drops.add(f"quality below {job.min_quality:g}", unit.file, found.lines[i], found.texts[i])
+        stays = quality >= job.min_quality
+        found.texts = [text for text, stay in zip(found.texts, stays) if stay]
+        found.lines = [line for line, stay in zip(found.lines, stays) if stay]
+        columns["quality"] = quality[stays]
+    if job.domains and found.texts:
+        columns["domain"] = load_scorer(job.domains).labels(found.texts)
+    asked = {"quality": job.quality, "domain": job.domains}
+    return {name: columns.get(name, []) for name, path in asked.items() if path}
+
+
 def make_part(job, unit):
-    """A Unit → the two files of its part."""
+    """A Unit → the files of its part."""
     found = cleaned(job, unit)
+    columns = scored(job, unit, found)
     encoder = encoder_of(job.load_tokenizer, job.tokenizer)
-    tokenizer = encoder.tokenizer
-    ids, ends = framed(*encoder.encode(found.texts), tokenizer.bos_id, tokenizer.eos_id)
+    ids, ends = framed(*encoder.encode(found.texts), encoder.tokenizer.bos_id, encoder.tokenizer.eos_id)
     keys = [key_of(text) for text in found.texts]
-    columns = {
+    columns |= {
         "lengths": np.diff(ends, prepend=0),
         "line": found.lines,
         "characters": [len(text) for text in found.texts],
@@ -112,7 +155,11 @@ def make_part(job, unit):
         "first": found.drops.first,
         "changed": found.changes,
     }
-    Part(job.folder, unit.number).save(ids, columns, about)
+    part = Part(job.folder, unit.number)
+    if job.near:
+        with open(part.bands_file, "wb") as file:
+            np.save(SimpleNamespace(write=file.write), band_keys(found.texts, job.near))
+    part.save(ids, columns, about)
 
 
 class Part:
@@ -120,7 +167,9 @@ class Part:
 
     def __init__(self, folder, number):
         self.number = number
-        self.ids_file, self.file = Path(folder, f"{number:05d}.ids"), Path(folder, f"{number:05d}.npz")
+        self.ids_file, self.bands_file, self.file = (
+            Path(folder, f"{number:05d}.{ending}") for ending in ("ids", "npy", "npz")
+        )
 
     def save(self, ids, columns, about):
         """Writes the ids, then the rest under a temporary name: where the .npz is there, the part is whole."""
@@ -151,6 +200,10 @@ class Part:
         """All its ids, (n,) uint16, memory-mapped where there are any."""
         return np.memmap(self.ids_file, "<u2", "r") if self.ids_file.stat().st_size else np.empty(0, "<u2")
 
+    def bands(self):
+        """(documents, bands) uint64, memory-mapped; see cleaning.minhash.band_keys."""
+        return np.load(self.bands_file, mmap_mode="r")
+
     def drops(self):
         """Drops of what was left out on the way to this part."""
         drops = Drops()
@@ -178,3 +231,38 @@ def make_parts(job, units, workers):
     for _ in in_order(partial(make_part, job), missing(), workers):
         pass
     return parts
+
+
+def count_lines(job, unit):
+    """A Unit → <number>_lines.npy, the line keys of all its documents; see cleaning.repeated_lines."""
+    keys = [line_keys(text, job.lines) for text in cleaned(job, unit).texts]
+    target = lines_file(job, unit.number)
+    with open(target.with_suffix(".tmp"), "wb") as file:
+        np.save(SimpleNamespace(write=file.write), np.concatenate([np.empty(0, np.uint64), *keys]))
+    os.replace(target.with_suffix(".tmp"), target)
+
+
+def lines_file(job, number):
+    """Where the line keys of a unit lie."""
+    return Path(job.folder, f"{number:05d}_lines.npy")
+
+
+def find_repeated_lines(job, units, workers):
+    """Reads all units once for the lines that many documents share; returns the file of their keys."""
+    target, files = Path(job.folder, "repeated_lines.npy"), []
+    if target.is_file():
+        return str(target)
+
+    def missing():
+        for unit in units:
+            files.append(lines_file(job, unit.number))
+            if not files[-1].is_file():
+                yield unit
+
+    for _ in in_order(partial(count_lines, job), missing(), workers):
+        pass
+    frequent = frequent_lines([np.load(file, mmap_mode="r") for file in files], job.lines)
+    with open(target.with_suffix(".tmp"), "wb") as file:
+        np.save(SimpleNamespace(write=file.write), frequent)
+    os.replace(target.with_suffix(".tmp"), target)
+    return str(target)

@@ -36,7 +36,7 @@ from cleaning.encodings import ignore
 from cleaning.files import progress_meter, relative, write_files
 from cleaning.ngrams import MOST_BITS, excerpt, library, shares
 from cleaning.normalize import clean_text
-from cleaning.pretrain import is_held_out, key_of
+from cleaning.parts import is_held_out, key_of
 from cleaning.quality_report import REPORT, measure, show
 from cleaning.readers import Drops, expand_inputs, read_records, text_of
 from cleaning.scorer import Scorer, save_scorer

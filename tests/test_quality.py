@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 from cleaning.calibration import calibrate
 from cleaning.ngrams import buckets, excerpt, shares
-from cleaning.pretrain import is_held_out, key_of
+from cleaning.parts import is_held_out, key_of
 from cleaning.quality import (
     QualitySettings,
     Sample,
