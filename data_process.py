@@ -32,7 +32,7 @@ from cleaning.chat_files import Filters, clean, parse_mix, record_at
 from cleaning.files import progress_meter
 from cleaning.pretrain import PretrainSettings
 from cleaning.pretrain import run as write_corpus
-from cleaning.readers import expand_inputs
+from cleaning.readers import expand_inputs, size_of
 from model.bin_data import bin_files, tokenizer_for
 from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from trainer import args
@@ -97,7 +97,7 @@ def chat(cfg):
     filters = Filters(
         cfg.min_chinese, cfg.min_tokens, cfg.max_tokens, lambda texts: sum(map(len, tokenizer.encode_batch(texts)))
     )
-    meter = progress_meter(sum(p.stat().st_size for p in files), "reading")
+    meter = progress_meter(sum(map(size_of, files)), "reading")
     written, drops, notes, taken = clean(cfg.command, sources, cfg.output, filters, cfg.seed, cfg.allow_empty, meter)
     print(f"{written:>11,}  records in {cfg.output}", f"({' + '.join(f'{n:,}' for n in taken)})" if cfg.mix else "")
     for what, count in notes.most_common():

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cleaning import bpe
 from cleaning.files import progress_meter, write_files
-from cleaning.readers import Drops, expand_inputs, read_located
+from cleaning.readers import Drops, expand_inputs, read_located, size_of
 from model.chat import DEFAULT_TOKENIZER
 from trainer.args import add_flag, make_parser, run
 
@@ -31,7 +31,7 @@ def read_samples(paths, field, budget, drops):
     """Files → (chunks to learn from, chunks to measure on); the second is empty where there are under 50 documents."""
     files = expand_inputs(paths)
     learn, held = bpe.TextSample(budget), bpe.TextSample(HELD_CHARS)
-    progress = progress_meter(sum(file.stat().st_size for file in files), "reading")
+    progress = progress_meter(sum(map(size_of, files)), "reading")
     for number, (_, _, text) in enumerate(read_located(files, drops, field, progress), start=1):
         (learn if number % HOLD_OUT else held).add(text)
     return learn.chunks(), held.chunks()

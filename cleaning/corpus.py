@@ -15,6 +15,9 @@ from cleaning.binfile import (
     val_path_of,
 )
 from cleaning.equal_keys import first_occurrences
+from cleaning.files import progress_meter
+from cleaning.minhash import NearDuplicates
+from cleaning.near_duplicates import drop_mask
 from cleaning.selection import Columns, best_share, hashed, in_order, leave_out, mixed
 
 BATCH = 1 << 14  # documents that are put together where each one has a place of its own
@@ -45,12 +48,11 @@ class Selection:
         return n, sum(int(own.sum()) for own in self.val)
 
 
-def select(parts, cfg, groups, weights, drops, tokenizer):
+def select(parts, cfg, mixture, drops, tokenizer):
     """Decides where each document goes; what is left out from here on is counted in `drops`.
 
     Args:
-        parts: list of Part; cfg: PretrainSettings.
-        groups, weights: the group of each source, and the weight of each group, [] for no mixture.
+        parts: list of Part; cfg: PretrainSettings; mixture: Mixture or None.
     Returns:
         a Selection.
     """
@@ -58,24 +60,43 @@ def select(parts, cfg, groups, weights, drops, tokenizer):
     for part, own in zip(parts, kept):
         for document in np.flatnonzero(~own).tolist():
             leave_out("duplicate", part, document, drops, tokenizer)
+    if cfg.near_duplicates:
+        leave_out_near_duplicates(parts, kept, cfg, drops, tokenizer)
     val = [part.column("val") & own for part, own in zip(parts, kept)]
     selection = Selection([own & ~held_out for own, held_out in zip(kept, val)], val)
     selection.uses = {1: sum(int(own.sum()) for own in selection.train)}
-    if weights or cfg.order != "source" or cfg.anneal:
-        arrange(selection, parts, cfg, groups, weights)
+    if mixture or cfg.order != "source" or cfg.anneal:
+        arrange(selection, parts, cfg, mixture)
     return selection
 
 
-def arrange(selection, parts, cfg, groups, weights):
+def leave_out_near_duplicates(parts, kept, cfg, drops, tokenizer):
+    """Takes near-duplicates out of `kept`, list of (documents,) bool; the best or else the first of them stays."""
+    documents = Documents(parts)
+    scores = np.concatenate([part.column("quality") for part in parts]) if cfg.quality else None
+    gone, _ = drop_mask(
+        [part.bands() for part in parts],
+        lambda i: tokenizer.decode(documents.ids(i)[1:-1].tolist()),
+        NearDuplicates(cfg.near_duplicates),
+        scores,
+        progress=progress_meter(int(documents.first[-1]), "near-duplicates", "documents"),
+    )
+    for part, own, gone_here in zip(parts, kept, np.split(gone, documents.first[1:-1])):
+        for document in np.flatnonzero(own & gone_here).tolist():
+            leave_out("near-duplicate", part, document, drops, tokenizer)
+        own &= ~gone_here
+
+
+def arrange(selection, parts, cfg, mixture):
     """Fills in the order, the annealing part and the uses; about 60 bytes a document while it works."""
     everything = lambda name: np.concatenate([part.column(name) for part in parts])  # noqa: E731
     used, tokens = np.concatenate(selection.train), everything("lengths")
     chance = hashed(everything("key"), cfg.seed)
     quality = everything("quality") if cfg.quality else np.zeros(len(used), np.float32)
     times = used.astype(np.int64)
-    if weights:
-        group = np.repeat([groups[part.about["source"]] for part in parts], [len(part) for part in parts])
-        times = mixed(np.where(used, group, -1), tokens, chance, weights, cfg.max_repeats)
+    if mixture:
+        group = np.where(used, mixture.groups(parts), -1)
+        times = mixed(group, tokens, chance, mixture.weights, cfg.max_repeats)
     selection.order = in_order(cfg.order, times, tokens, quality, chance)
     selection.uses = dict(enumerate(np.bincount(times[used]).tolist()))
     if cfg.anneal:
@@ -105,8 +126,8 @@ def write_as_they_stand(parts, chosen, writer):
             writer.add(gather(part.ids(), starts_of(sizes[0])[own], sizes[0][own]), *(size[own] for size in sizes))
 
 
-class OrderedWriting:
-    """Appends documents in any order; keeps 24 bytes of each document of all parts."""
+class Documents:
+    """All documents of all parts, numbered through; keeps 20 bytes of each."""
 
     def __init__(self, parts):
         self.parts = parts
@@ -115,10 +136,15 @@ class OrderedWriting:
         self.starts = np.concatenate([starts_of(own[0]) for own in sizes])
         self.sizes = [np.concatenate(column) for column in zip(*sizes)]
 
-    def write(self, documents, writer):
-        """Appends `documents`, numbers over all parts, in this order."""
-        for at in range(0, len(documents), BATCH):
-            batch = documents[at : at + BATCH]
+    def ids(self, document):
+        """The ids of one document, BOS and EOS among them."""
+        part = self.parts[int(np.searchsorted(self.first, document, side="right")) - 1]
+        return part.ids()[self.starts[document] : self.starts[document] + self.sizes[0][document]]
+
+    def write(self, chosen, writer):
+        """Appends the documents of these numbers, in this order."""
+        for at in range(0, len(chosen), BATCH):
+            batch = chosen[at : at + BATCH]
             sizes = [size[batch] for size in self.sizes]
             places = starts_of(sizes[0])
             ids = np.empty(int(sizes[0].sum(dtype=np.int64)), "<u2")
@@ -148,9 +174,9 @@ def write_files(parts, selection, output, shard_tokens, description):
         if selection.order is None:
             write_as_they_stand(parts, selection.train, train)
         else:
-            ordered = OrderedWriting(parts)
-            ordered.write(selection.order, train)
-            ordered.write(selection.anneal if selection.anneal is not None else [], anneal)
+            documents = Documents(parts)
+            documents.write(selection.order, train)
+            documents.write([] if selection.anneal is None else selection.anneal, anneal)
         named = {"train": train, "val": val, "anneal": anneal}
         filled = {name: writer for name, writer in named.items() if writer.counts["documents"]}
         for name, writer in filled.items():

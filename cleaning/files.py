@@ -75,21 +75,24 @@ def write_lines(output, lines):
         temporary.unlink(missing_ok=True)
 
 
-def progress_meter(total, label):
-    """update(n): shows n more of `total` bytes, as a bar on a terminal and otherwise as a line every 10 seconds."""
+def progress_meter(total, label, unit="B"):
+    """update(n): shows n more of `total` bytes (or documents, …), as a bar on a terminal, else a line every 10 s."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        return tqdm(total=total, desc=label, unit="B", unit_scale=True).update
+        return tqdm(total=total, desc=label, unit=unit, unit_scale=True).update
+    scale, shown_unit = (1e6, "MB") if unit == "B" else (1, unit)
     done, shown, start = 0, time.monotonic(), time.monotonic()
 
     def update(n):
         nonlocal done, shown
         done, now = done + n, time.monotonic()
         if now - shown > 10:
-            shown, speed = now, done / 1e6 / (now - start)
-            left = time.strftime("%H:%M:%S", time.gmtime((total - done) / 1e6 / speed)) if speed else "?"
-            share = done / max(total, 1)
-            print(f"{label} {share:4.0%}  {done / 1e6:,.0f} MB  {speed:.1f} MB/s  left {left}", flush=True)
+            shown, speed = now, max(done, 1) / (now - start)
+            left = time.strftime("%H:%M:%S", time.gmtime(max(0, total - done) / speed))
+            share, amount, rate = done / max(total, 1), done / scale, speed / scale
+            print(
+                f"{label} {share:4.0%}  {amount:,.0f} {shown_unit}  {rate:,.1f} {shown_unit}/s  left {left}", flush=True
+            )
 
     return update

@@ -32,13 +32,13 @@ import numpy as np
 
 from cleaning.binfile import sha256_of
 from cleaning.calibration import calibrate
+from cleaning.cleaner import is_held_out, key_of
 from cleaning.encodings import ignore
 from cleaning.files import progress_meter, relative, write_files
 from cleaning.ngrams import MOST_BITS, excerpt, library, shares
 from cleaning.normalize import clean_text
-from cleaning.parts import is_held_out, key_of
 from cleaning.quality_report import REPORT, measure, show
-from cleaning.readers import Drops, expand_inputs, read_records, text_of
+from cleaning.readers import Drops, expand_inputs, read_records, size_of, text_of
 from cleaning.scorer import Scorer, save_scorer
 from cleaning.settings import knob
 
@@ -268,7 +268,7 @@ def check(settings):
 
 def described(files, samples, parts, drops):
     """What a classifier was made of, for whoever finds the file later."""
-    sources = [{"path": relative(f), "bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in files]
+    sources = [{"path": relative(f), "bytes": size_of(f), "sha256": sha256_of(f)} for f in files if size_of(f)]
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "scikit-learn")}
     return {
         "documents": {
@@ -295,7 +295,7 @@ def train(settings):
     start, drops = time.monotonic(), Drops()
     named = [*settings.good, *settings.raw, *settings.labelled, *(split_domain(d)[1] for d in settings.domains)]
     files = expand_inputs(named)
-    kind, samples = read_classes(settings, drops, progress_meter(sum(f.stat().st_size for f in files), "reading"))
+    kind, samples = read_classes(settings, drops, progress_meter(sum(map(size_of, files)), "reading"))
     parts = split(samples, settings, drops)
     balanced = not settings.labelled
     scorer = fit_calibrated(parts, kind, list(samples), balanced, settings)

@@ -15,6 +15,7 @@ from cleaning.encodings import ignore, read_chunks, utf8_chunks
 from cleaning.formats import read_csv, read_json_lines, read_json_values, read_paragraphs, read_parquet
 
 ENDINGS = (".jsonl", ".json", ".csv", ".txt", ".parquet")
+READING_ERRORS = (EOFError, OSError, zlib.error)  # a gzip file that is cut short or damaged, a disk or link that fails
 # Where the words are in instruction and preference data; `role`, `from`, `id` and the like are labels, not words.
 # fmt: off
 CHAT_KEYS = ("system", "history", "instruction", "prompt", "question", "query", "input", "q", "conversations",
@@ -75,7 +76,9 @@ def expand_inputs(paths):
     found = {}
     for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
         if path.is_dir():
-            files = [p for p in sorted(path.rglob("*")) if p.is_file() and ending_of(p) and not is_sidecar(p)]
+            # a link to nothing is among them, for the reader to count
+            own = (p for p in sorted(path.rglob("*")) if ending_of(p) and (p.is_file() or not p.exists()))
+            files = [p for p in own if not is_sidecar(p)]
             if not files:
                 raise FileNotFoundError(
                     f"no {' '.join(ENDINGS)} file, plain or .gz, in folder {path}; name another folder"
@@ -110,16 +113,39 @@ def read_records(path, drops, progress=ignore):
         progress: called with the number of bytes taken from the disk, as they are.
     """
     path, source, ending = Path(path), str(path), ending_of(Path(path))
-    if path.stat().st_size == 0:
-        drops.add("empty file", source, 0)
-        return
     try:
-        if ending == ".parquet":
+        if path.stat().st_size == 0:
+            drops.add("empty file", source, 0)
+        elif ending == ".parquet":
             yield from read_parquet(path, source, drops, progress)
         else:
-            yield from READERS[ending](utf8_chunks(read_chunks(path, progress)), source, drops)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        drops.add("broken gzip file", source, 0, f"what was before the break is kept: {error}")
+            yield from READERS[ending](utf8_chunks(readable_chunks(path, drops, progress)), source, drops)
+    except READING_ERRORS as error:
+        note_broken(path, error, drops)
+
+
+def readable_chunks(path, drops, progress=ignore):
+    """Decompressed bytes of a file up to where it can be read; what is broken off is counted."""
+    try:
+        yield from read_chunks(path, progress)
+    except READING_ERRORS as error:
+        note_broken(path, error, drops)
+
+
+def note_broken(path, error, drops):
+    """Counts a file that could not be read, or not to its end."""
+    if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+        drops.add("cannot be read", str(path), 0, error.strerror or str(error))
+    else:
+        drops.add("broken gzip file", str(path), 0, f"what was before the break is kept: {error}")
+
+
+def size_of(path):
+    """Bytes of a file; 0 for one that cannot be looked at, which reading it will tell."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

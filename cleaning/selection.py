@@ -4,9 +4,37 @@ What is kept in memory is a number a document for each question that is asked: 1
 60 bytes for mixtures and orders. Nothing here depends on how many processes made the parts.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 ORDERS = ("source", "shuffle", "length", "quality")
+
+
+@dataclass
+class Mixture:
+    """What a corpus is to be mixed of.
+
+    Attributes:
+        by: 'source' or 'domain', what decides which group a document belongs to.
+        group: {number of the source or domain: its group}; documents of others are left out.
+        weights: one per group.
+    """
+
+    by: str
+    group: dict
+    weights: list
+
+    def groups(self, parts):
+        """The group of every document of all parts, -1 for none: (documents,) int64."""
+        if self.by == "source":
+            own = [np.full(len(part), part.about["source"]) for part in parts]
+        else:
+            own = [part.column("domain") for part in parts]
+        table = np.full(1 + max(self.group.keys() | {int(numbers.max(initial=0)) for numbers in own}), -1)
+        for number, group in self.group.items():
+            table[number] = group
+        return table[np.concatenate(own)]
 
 
 class Columns:

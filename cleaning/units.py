@@ -3,13 +3,11 @@
 Lines of .jsonl are cut without being parsed, so that one reader can feed many cores; other formats are parsed here.
 """
 
-import gzip
-import zlib
 from dataclasses import dataclass, field
 
-from cleaning.encodings import ignore, read_chunks, utf8_chunks
+from cleaning.encodings import ignore, utf8_chunks
 from cleaning.formats import MAX_RECORD, read_json_lines
-from cleaning.readers import Drops, ending_of, read_records, text_of
+from cleaning.readers import Drops, ending_of, read_records, readable_chunks, size_of, text_of
 
 UNIT = 4 << 20  # bytes of .jsonl, or characters of the texts of other formats
 
@@ -81,11 +79,11 @@ def line_blocks(chunks):
         yield b"".join(parts), False
 
 
-def units_of_lines(path, progress):
+def units_of_lines(path, drops, progress):
     """Yields the Units of one .jsonl file."""
     lines = offset = 0
     inside = False
-    for block, is_open in line_blocks(utf8_chunks(read_chunks(path, progress))):
+    for block, is_open in line_blocks(utf8_chunks(readable_chunks(path, drops, progress))):
         yield Unit(str(path), block, lines, offset, inside)
         lines, offset, inside = lines + count_lines(block), offset + len(block), is_open
 
@@ -109,15 +107,10 @@ def units_of_records(path, name, drops, progress):
 
 def units_of(path, name, drops, progress):
     """Yields the Units of one file; what cannot be read of it is counted in `drops`."""
-    try:
-        if ending_of(path) == ".jsonl" and path.stat().st_size:
-            yield from units_of_lines(path, progress)
-        else:
-            yield from units_of_records(path, name, drops, progress)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        drops.add("broken gzip file", str(path), 0, f"what was before the break is kept: {error}")
-    except OSError as error:
-        drops.add("cannot be read", str(path), 0, error.strerror or str(error))
+    if ending_of(path) == ".jsonl" and size_of(path):
+        yield from units_of_lines(path, drops, progress)
+    else:
+        yield from units_of_records(path, name, drops, progress)
 
 
 def read_units(paths, name=None, progress=ignore):

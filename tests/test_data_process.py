@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import data_process
 from cleaning.binfile import BinWriter
-from cleaning.parts import is_held_out, key_of
+from cleaning.cleaner import is_held_out, key_of
 from cleaning.pieces import PieceEncoder, can_be_cut
 from model.chat import ChatTokenizer, load_tokenizer
 

@@ -16,8 +16,8 @@ pytest.importorskip("sklearn")
 from sklearn.linear_model import LogisticRegression
 
 from cleaning.calibration import calibrate
+from cleaning.cleaner import is_held_out, key_of
 from cleaning.ngrams import buckets, excerpt, shares
-from cleaning.parts import is_held_out, key_of
 from cleaning.quality import (
     QualitySettings,
     Sample,
