@@ -6,6 +6,7 @@ writes   out/pretrain_<dim>[_moe].pth   the base model, with a .json that descri
     python 1-pretrain.py --data_path dataset/pretrain.bin --preset small
     torchrun --nproc_per_node 2 1-pretrain.py --use_wandb
     python 1-pretrain.py --preset tiny --dim 320 --max_steps 2000       every field of the model is a flag
+    python 1-pretrain.py --schedule wsd --anneal_path dataset/pretrain_anneal.bin       ends on the best text
 
 Stopped (ctrl-C, kill, power)? The same command continues where it was. Next: python 2-eval.py
 """
@@ -13,19 +14,20 @@ Stopped (ctrl-C, kill, power)? The same command continues where it was. Next: py
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import data_process
 from cleaning.binfile import val_path_of
 from model.bin_data import tokenizer_of
 from model.chat import load_tokenizer
-from model.dataset import PretrainDataset, split_rows
+from model.dataset import Mixed, PretrainDataset, split_rows
 from model.files import code_digest, digest_of, input_digest
 from model.LMConfig import PRESETS, LMConfig, config_for
 from model.model import Transformer
 from trainer import args, parallel
 from trainer.checkpoint import load_model, prepare_out_dir
-from trainer.config import TrainConfig
+from trainer.config import PretrainConfig
 from trainer.loop import fit
 from trainer.losses import language_model_loss
 from trainer.run import Data
@@ -34,15 +36,15 @@ DEFAULTS = {"data_path": "dataset/pretrain.bin"}
 
 
 def parse(argv):
-    """The command line → (TrainConfig, preset name, the LMConfig fields that were typed)."""
+    """The command line → (PretrainConfig, preset name, the LMConfig fields that were typed)."""
     parser = args.make_parser(__doc__)
     args.add_flag(parser, "preset", default="small", help=f"model shape: {', '.join(PRESETS)} (default: small)")
-    args.add_fields(parser.add_argument_group("training"), TrainConfig, DEFAULTS)
+    args.add_fields(parser.add_argument_group("training"), PretrainConfig, DEFAULTS)
     args.add_fields(parser.add_argument_group("model shape (default: the preset's)"), LMConfig, unset=True)
     typed = vars(parser.parse_args(argv))
-    settings, shape = args.split(typed, TrainConfig, LMConfig)
+    settings, shape = args.split(typed, PretrainConfig, LMConfig)
     config_for(typed["preset"], **shape)  # a wrong shape is told before anything is read
-    return TrainConfig(**settings), typed["preset"], shape
+    return PretrainConfig(**settings), typed["preset"], shape
 
 
 def packed(cfg, tokenizer, runtime):
@@ -65,14 +67,20 @@ def packed(cfg, tokenizer, runtime):
 
 def load_data(cfg, lm, tokenizer, path):
     """Packed rows to train on, and the _val part beside them, or else a share of the rows, to validate on."""
-    cache = Path(cfg.out_dir) / "cache"
-    train = PretrainDataset(path, lm.max_seq_len, tokenizer, cache, lm.vocab_size)
+    rows = partial(PretrainDataset, T=lm.max_seq_len, tokenizer=tokenizer, vocab_size=lm.vocab_size)
+    rows = partial(rows, cache_dir=Path(cfg.out_dir) / "cache")
+    train = rows(path, in_order=not cfg.shuffle)
     val_file = val_path_of(path)
     if val_file.is_file():
-        val = PretrainDataset(val_file, lm.max_seq_len, tokenizer, cache, lm.vocab_size)
-        return Data(train, range(len(train)), val, range(len(val)))
-    train_rows, val_rows = split_rows(len(train), cfg.val_fraction, cfg.seed)
-    return Data(train, train_rows, train if len(val_rows) else None, val_rows)
+        val = rows(val_file)
+        data = Data(train, np.arange(len(train)), val, np.arange(len(val)), shuffle=cfg.shuffle)
+    else:
+        train_rows, val_rows = split_rows(len(train), cfg.val_fraction, cfg.seed)
+        data = Data(train, train_rows, train if len(val_rows) else None, val_rows, shuffle=cfg.shuffle)
+    if cfg.anneal_path:
+        data.train = Mixed(train, rows(cfg.anneal_path))
+        data.tail_rows = np.arange(len(train), len(data.train))
+    return data
 
 
 def main(argv=None):

@@ -50,17 +50,18 @@ class PretrainDataset(Mapped):
         tokenizer: its hash, BOS and V are checked against the data.
         cache_dir: the table of rows is kept there, memory-mapped, and found again by the next run.
         vocab_size: V of the model, if it differs from the tokenizer's.
+        in_order: rows follow the order of the documents, a few thousand at a time, for a curriculum.
     """
 
-    def __init__(self, path, T, tokenizer, cache_dir, vocab_size=None):
-        self.T, self.files = T, bin_files(path)
+    def __init__(self, path, T, tokenizer, cache_dir, vocab_size=None, in_order=False):
+        self.T, self.files, self.in_order = T, bin_files(path), in_order
         self.pad_id = tokenizer.eos_id
         self.vocab_size = vocab_size or tokenizer.vocab_size
         for file in self.files:
             tokenizer.check(read_sidecar(file).get("tokenizer_hash"), self.vocab_size, file)
         self.shards = [open_ids(f) for f in self.files]
         self.fingerprint = fingerprint(self.shards)
-        key = f"rows_{self.fingerprint}_{T}_{self.vocab_size}"
+        key = f"rows_{self.fingerprint}_{T}_{self.vocab_size}" + "_in_order" * in_order
         self.pieces, self.row_ends = mapped(cache_dir, key, ("pieces", "ends"), lambda: self._table(tokenizer.bos_id))
 
     def _table(self, bos_id):
@@ -68,7 +69,7 @@ class PretrainDataset(Mapped):
         pieces, sizes = [], []
         for i, ids in enumerate(self.shards):
             documents = find_documents(ids, bos_id, self.vocab_size, self.files[i])
-            for starts, lengths, row_sizes in pack(*documents, self.T + 1):
+            for starts, lengths, row_sizes in pack(*documents, self.T + 1, self.in_order):
                 pieces.append(np.stack([np.full_like(starts, i), starts, lengths], axis=1))
                 sizes.append(row_sizes)
         return np.concatenate(pieces), np.cumsum(np.concatenate(sizes))

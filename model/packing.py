@@ -10,7 +10,8 @@ from bisect import bisect_right
 
 import numpy as np
 
-WINDOW = 1 << 18  # pieces packed together: bounds memory, and is plenty for full rows
+MANY = 1 << 18  # pieces packed together: bounds memory, and is plenty for full rows
+FEW = 1 << 11  # where rows are to follow the order of the documents
 
 
 def cut(starts, lengths, capacity):
@@ -58,14 +59,18 @@ def best_fit(lengths, capacity):
     return np.array(order, dtype=np.int64), np.array(rows, dtype=np.int64)
 
 
-def pack(starts, lengths, capacity):
-    """Documents → a table of rows, window by window.
+def pack(starts, lengths, capacity, in_order=False):
+    """Documents → a table of rows, many pieces at a time, or few, so that rows follow the order of the documents.
 
     Yields:
         (piece_starts, piece_lengths, row_sizes): pieces in row order, and how many pieces each row has.
     """
     piece_starts, piece_lengths = cut(np.asarray(starts, np.int64), np.asarray(lengths, np.int64), capacity)
-    for at in range(0, len(piece_starts), WINDOW):
-        window = slice(at, at + WINDOW)
-        order, rows = best_fit(piece_lengths[window], capacity)
-        yield piece_starts[window][order], piece_lengths[window][order], np.bincount(rows)
+    window = FEW if in_order else MANY
+    for at in range(0, len(piece_starts), window):
+        own = slice(at, at + window)
+        order, rows = best_fit(piece_lengths[own], capacity)
+        if in_order:  # best fit takes the longest first, which is an order too; among a few rows there is to be none
+            place = np.random.default_rng(at).permutation(rows[-1] + 1)[rows]
+            order, rows = order[np.argsort(place, kind="stable")], np.sort(place)
+        yield piece_starts[own][order], piece_lengths[own][order], np.bincount(rows)

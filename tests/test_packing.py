@@ -50,6 +50,20 @@ def test_every_id_is_in_exactly_one_piece_and_every_later_id_is_a_target_once(le
     assert targets == Counter(expected)
 
 
+def test_rows_in_order_follow_the_documents_and_are_still_full():
+    lengths = np.random.default_rng(0).integers(5, 60, 30_000)
+    starts = np.cumsum(lengths) - lengths
+    rows = [np.split(s, np.cumsum(n)[:-1]) for s, _, n in pack(starts, lengths, 64, in_order=True)]
+    places = np.searchsorted(starts, [row[0] for window in rows for row in window], side="right") - 1
+    assert len(rows) > 10 and np.corrcoef(np.arange(len(places)), places)[0, 1] > 0.99
+    within = places[: len(rows[0])]  # a few thousand documents come in no order, least of all by their length
+    assert abs(np.corrcoef(np.arange(len(within)), lengths[within])[0, 1]) < 0.1
+    assert sorted(np.concatenate([s for window in rows for s in window]).tolist()) == sorted(
+        cut(starts, lengths, 64)[0].tolist()
+    )
+    assert lengths.sum() / (len(places) * 64) > 0.97
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=80))
 def test_rows_hold_every_piece_once_and_never_overflow(lengths):

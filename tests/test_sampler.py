@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.batch import FILLER
-from trainer.sampler import RowOrder, StepSampler
+from trainer.sampler import OrderWithTail, RowOrder, StepSampler
 
 ROWS = np.arange(100, 203)  # 103 rows: no batch size divides it
 
@@ -63,3 +63,21 @@ def test_starting_at_a_step_gives_what_a_whole_run_gives_there():
 def test_no_rows_is_an_error():
     with pytest.raises(ValueError, match="no rows to train on"):
         RowOrder([], 4, 1, 7)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_without_shuffling_rows_come_as_they_are_given_in_every_epoch(world):
+    ranks = [RowOrder(ROWS, 4, 2, 7, rank, world, shuffle=False) for rank in range(world)]
+    n, width = ranks[0].steps_per_epoch, ranks[0].rows_per_step
+    steps = [sorted(i for o in ranks for i in rows_of(o, [s])) for s in range(2 * n)]
+    assert steps == 2 * [ROWS[at : at + width].tolist() for at in range(0, len(ROWS), width)]
+
+
+def test_a_run_with_a_tail_reads_one_set_before_the_switch_and_the_other_from_there_on():
+    tail = np.arange(500, 520)
+    order = OrderWithTail(RowOrder(ROWS, 4, 2, 7), RowOrder(tail, 4, 2, 8), switch=20)
+    assert rows_of(order, range(20)) == rows_of(RowOrder(ROWS, 4, 2, 7), range(20))
+    assert sorted(rows_of(order, range(20, 23))) == tail.tolist() and set(rows_of(order, range(20, 40))) == set(tail)
+    sampler = StepSampler(order, 18, 24)
+    assert len(sampler) == len(list(sampler)) == sum(order.passes(s) for s in range(18, 24))
+    assert (order.passes(12), order.passes(22)) == (2, 1)  # where an epoch of either ends

@@ -16,7 +16,7 @@ from cleaning.settings import knob
 from model.LMConfig import LMConfig
 from model.model import Transformer
 from trainer import args, runtime
-from trainer.config import FREE, PreferenceConfig, SFTConfig, TrainConfig, changed_settings
+from trainer.config import FREE, PreferenceConfig, PretrainConfig, SFTConfig, TrainConfig, changed_settings
 from trainer.flops import flops_per_token, peak_flops
 from trainer.metrics import Log, duration, start_wandb, training_line
 from trainer.runtime import Runtime, choose_compile, choose_device, choose_dtype, seed_step
@@ -130,7 +130,7 @@ def test_flags_of_their_own_loss_and_mode_are_taken():
 
 
 def test_what_is_free_to_change_is_a_setting_and_the_rest_is_compared():
-    names = {f.name for f in dataclasses.fields(SFTConfig)}
+    names = {f.name for cls in (SFTConfig, PretrainConfig) for f in dataclasses.fields(cls)}
     assert names >= FREE and {"learning_rate", "seed", "optimizer", "schedule", "val_fraction"} <= names - FREE
     a = dataclasses.asdict(TrainConfig())
     assert changed_settings(a, {**a, "seed": 2, "epochs": 9}) == {"seed": (1337, 2)}

@@ -490,3 +490,28 @@ def test_a_failing_save_raises_on_every_rank(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "summed", lambda values, runtime: [values[0] + 1])  # the main rank says: failed
     with pytest.raises(OSError, match="main rank could not save"):
         run.save()
+
+
+def test_the_falling_tail_reads_the_annealing_rows_alone_and_a_stopped_run_ends_bit_equal(tmp_path):
+    rows = Rows()
+
+    def run(out_dir, loss_fn, **changes):
+        torch.manual_seed(3)
+        model = Transformer(LMConfig(**SHAPE))
+        data = Data(rows, np.arange(80), tail_rows=np.arange(80, len(rows)))
+        cfg = settings(out_dir, schedule="wsd", anneal_fraction=0.3, max_steps=10, **changes)
+        fit(model, CPU, cfg, "pretrain", ByteVocabulary(), data, loss_fn)
+        return {k: v.clone() for k, v in model.state_dict().items()}
+
+    whole = run(tmp_path / "a", language_model_loss)
+    poisoned = Rows()
+    poisoned.ids[80:] = 5  # seen in the last three steps, and in no other
+    rows, before = poisoned, load_file(tmp_path / "a" / "pretrain_32_resume.pth")["progress"]["train_loss"]
+    other = run(tmp_path / "b", language_model_loss)
+    lines = [[json.loads(x) for x in open(tmp_path / d / "pretrain_32.jsonl", encoding="utf-8")] for d in "ab"]
+    losses = [{r["step"]: r["loss"] for r in own if "loss" in r} for own in lines]
+    assert losses[0][2] == losses[1][2] and losses[0][4] == losses[1][4] and losses[0][6] == losses[1][6]
+    assert losses[1][10] < before and not equal(whole, other)
+    with pytest.raises(OSError, match="power cut"):
+        run(tmp_path / "c", dying_in(18))
+    assert equal(other, run(tmp_path / "c", language_model_loss))

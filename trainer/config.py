@@ -110,6 +110,19 @@ class TrainConfig:
 
 
 @dataclass
+class PretrainConfig(TrainConfig):
+    """Settings of pretraining."""
+
+    shuffle: bool = knob(True, "a new random order of rows every epoch; false: the order of the data, for a curriculum")
+    anneal_path: str | None = knob(None, "a .bin of good text for the falling tail of --schedule wsd")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.anneal_path and (self.schedule != "wsd" or not self.anneal_fraction):
+            raise ValueError("--anneal_path is read in the falling tail of --schedule wsd; set that, and its length")
+
+
+@dataclass
 class ChatConfig(TrainConfig):
     """Settings of the stages that learn from conversations."""
 
@@ -195,7 +208,14 @@ FREE = {
         "num_workers",
     ),
     *("log_interval", "save_interval", "eval_interval", "eval_batches", "use_wandb", "wandb_project", "model_name"),
-    *("data_path", "init_from", "tokenizer", "dtype", "replay_path"),  # compared by what they lead to: see run.CONTENT
+    *(
+        "data_path",
+        "init_from",
+        "tokenizer",
+        "dtype",
+        "replay_path",
+        "anneal_path",
+    ),  # compared by what they lead to: see run.CONTENT
     *("keep_last", "keep_every", "on_bad_step", "profile"),
     *("batch_size", "accumulation_steps"),  # only their product with the number of ranks matters: rows_per_step
 }

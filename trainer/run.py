@@ -16,7 +16,8 @@ from trainer import checkpoint, history, parallel
 from trainer.config import changed_settings
 from trainer.flops import peak_flops
 from trainer.optim import WeightAverage, fill, make_optimizers
-from trainer.sampler import RowOrder
+from trainer.sampler import OrderWithTail, RowOrder
+from trainer.schedule import tail_steps
 
 # Compared by content when a run is continued, beside its settings and its shape.
 CONTENT = ("rows_per_step", "data", "init_from", "dtype", "tokenizer_hash")
@@ -30,6 +31,8 @@ class Data:
         train, val: data sets whose items `collate` understands; val may be None.
         train_rows, val_rows: (n,) row numbers of each that are used.
         collate: list of items → a Batch.
+        tail_rows: (n,) row numbers of `train` that alone are used in the falling tail of the wsd schedule; () for none.
+        shuffle: rows come in a new random order every epoch; else as they are given.
     """
 
     train: object
@@ -37,6 +40,8 @@ class Data:
     val: object = None
     val_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     collate: Callable = collate
+    tail_rows: np.ndarray = ()
+    shuffle: bool = True
 
 
 @dataclass
@@ -74,10 +79,12 @@ class Run:
         self.loads_to = "cpu" if cfg.parallel == "fsdp" else runtime.device
         self.optimizers = make_optimizers(model, cfg)
         self.scaler = self._make_scaler()
-        self.order = RowOrder(
-            data.train_rows, cfg.batch_size, cfg.accumulation_steps, cfg.seed, runtime.rank, runtime.world
-        )
+        how = cfg.batch_size, cfg.accumulation_steps, cfg.seed, runtime.rank, runtime.world
+        self.order = RowOrder(data.train_rows, *how, shuffle=data.shuffle)
         self.total = cfg.max_steps or cfg.epochs * self.order.steps_per_epoch
+        if len(data.tail_rows):
+            switch = self.total - tail_steps(self.total, cfg.anneal_fraction)
+            self.order = OrderWithTail(self.order, RowOrder(data.tail_rows, *how), switch)
         self.progress = Progress()
         self.taken_from, self.passed_over = None, []  # the saved state that the run goes on from, those it does not
         self.saved_step = None

@@ -3,6 +3,11 @@
 import math
 
 
+def tail_steps(total, anneal_fraction):
+    """Steps of the falling tail of 'wsd'."""
+    return max(1, round(total * anneal_fraction)) if anneal_fraction > 0 else 0
+
+
 def lr_factor(step, total, kind, warmup, floor=0.1, anneal_fraction=0.2):
     """The learning rate of a step as a share of the highest.
 
@@ -22,7 +27,7 @@ def lr_factor(step, total, kind, warmup, floor=0.1, anneal_fraction=0.2):
     if kind == "constant":
         return 1.0
     if kind == "wsd":
-        tail = max(1, round(total * anneal_fraction)) if anneal_fraction > 0 else 0
+        tail = tail_steps(total, anneal_fraction)
         return min(1.0, (total - step) / (tail + 1)) if tail else 1.0
     progress = (step - warmup) / max(1, total - 1 - warmup)
     if kind == "cosine":
