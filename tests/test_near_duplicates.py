@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleaning import near_duplicates
+from cleaning import minhash, near_duplicates
 from cleaning.minhash import (
     FOUND,
     MAX_BANDS,
@@ -84,6 +84,8 @@ def test_width_case_space_and_punctuation_do_not_matter():
 
 def test_a_short_text_resembles_its_equal_and_no_longer_one():
     texts = ["春天", "春、天！", "春天来", "春天来了吗", "……", "", "——！"]
+    keys = band_keys(texts, USUAL)
+    assert (keys == 0).all(axis=1).tolist() == [False] * 4 + [True] * 3 and (keys[:4] > 0).all()
     drop, kept = run(texts)
     assert drop.tolist() == [False, True, False, False, False, False, False]
     assert kept.tolist() == [0, 0, 2, 3, 4, 5, 6]  # texts without a letter are never called near-duplicates
@@ -117,8 +119,9 @@ def test_pairs_share_a_key_as_often_as_the_s_curve_says(length, shared):
     assert found == pytest.approx(expected, abs=4 * (0.25 / pairs) ** 0.5)
 
 
-def test_keys_are_the_same_in_another_process_with_other_batches_and_without_vector_instructions():
+def test_keys_are_the_same_in_another_process_with_other_batches_and_without_vector_instructions(monkeypatch):
     texts = [*families(np.random.default_rng(2), 6, 3), "……", "春"]
+    monkeypatch.setattr(minhash, "TOGETHER", 3)
     own = np.concatenate([band_keys(texts[:7], USUAL), band_keys(texts[7:], USUAL)])
     code = (
         "import sys; from cleaning.minhash import *\n"
