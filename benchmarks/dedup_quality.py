@@ -128,13 +128,10 @@ def planted(texts, settings, count, seed):
     print(f"{len(others):,} random pairs: Jaccard {exact.mean():.4f} on average, {exact.max():.3f} at most", end="; ")
     print(f"{shared} share a key\n")
 
-    characters = sum(map(len, every))
-    print(
-        f"keys       {len(every) / seconds:>9,.0f} documents and {characters / seconds / 1e6:.1f} M characters a CPU second"
-    )
-    print(
-        f"selection  {len(every) / selecting:>9,.0f} documents/s; {len(reads):,} read, {reads.total():,} times in all"
-    )
+    million = sum(map(len, every)) / 1e6
+    print(f"keys: {len(every) / seconds:,.0f} documents, {million / seconds:.1f} million characters a CPU second")
+    print(f"selection: {len(every) / selecting:,.0f} documents a CPU second", end="; ")
+    print(f"{len(reads):,} were read, {reads.total():,} times in all")
     alone, twins = (memory_per_document(settings, share) for share in (0.0, 0.3))
     print(f"bytes per document: {keys.nbytes / len(keys):.0f} of keys on disk; memory while selecting", end=" ")
     print(f"{alone:.0f} where none shares a key, {twins:.0f} where 30 % have a twin")

@@ -171,7 +171,8 @@ def test_the_end_of_a_chain_stays():
     chosen = NearDuplicates(similarity=0.9)
     assert similar(a, b) > 0.9 and similar(b, c) > 0.9 > similar(a, c)
     assert run([a, b, c], chosen=chosen)[1].tolist() == [0, 0, 2]
-    assert run([a, b, c], [0, 1, 0], chosen)[1].tolist() == [1, 1, 1]  # the best one resembles both
+    for scores in ([0, 1, 0], np.array([0, 1, 0], np.uint8), [False, True, False]):
+        assert run([a, b, c], scores, chosen)[1].tolist() == [1, 1, 1]  # the best one resembles both
 
 
 def test_parts_and_memory_change_nothing():
