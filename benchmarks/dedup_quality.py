@@ -24,7 +24,7 @@ from cleaning.readers import Drops, expand_inputs, read_located
 from cleaning.shingles import folded
 
 BATCH = 500  # documents whose keys are made together
-SHORTEST = 60  # characters of a document that gets a copy: below, one edit is more than 1 %
+SHORTEST, LONGEST = 60, 10_000  # characters of a document that gets a copy: below, one edit is more than 1 %
 
 
 def exact_jaccard(a, b, n):
@@ -55,14 +55,14 @@ def altered(text, rng, letters):
 
 
 def keys_of(texts, settings):
-    """list of (n_i, bands) arrays, and the seconds that they took."""
+    """list of (n_i, bands) arrays, and the CPU seconds that they took."""
     band_keys(texts[:1], settings)  # the table of characters is made at the first call
-    start = time.perf_counter()
+    start = time.process_time()
     parts = [band_keys(texts[i : i + BATCH], settings) for i in range(0, len(texts), BATCH)]
-    return parts, time.perf_counter() - start
+    return parts, time.process_time() - start
 
 
-def memory_per_document(settings, share, count=400_000):
+def memory_per_document(settings, share, count=200_000):
     """Bytes of memory per document at the peak of drop_mask, where this share of them has a twin."""
     bands, rng, twins = bands_and_rows(settings.similarity)[0], np.random.default_rng(0), round(count * share / 2)
     keys = rng.integers(1, 1 << 63, (count, bands), dtype=np.uint64)
@@ -101,18 +101,17 @@ def planted(texts, settings, count, seed):
     """Gives `count` of the texts an altered copy and prints how many of the pairs are found."""
     rng = np.random.default_rng(seed)
     letters = np.array(list("".join(texts[i] for i in rng.integers(0, len(texts), 200))))
-    long_enough = [i for i, text in enumerate(texts) if len(text) >= SHORTEST]
-    chosen = rng.permutation(long_enough)[:count]
+    chosen = rng.permutation([i for i, text in enumerate(texts) if SHORTEST <= len(text) <= LONGEST])[:count]
     every = texts + [altered(texts[i], rng, letters) for i in chosen]
     parts, seconds = keys_of(every, settings)
-    reads, start = Counter(), time.perf_counter()
+    reads, start = Counter(), time.process_time()
 
     def text_of(i):
         reads[i] += 1
         return every[i]
 
     drop, kept = drop_mask(parts, text_of, settings)
-    selecting = time.perf_counter() - start
+    selecting = time.process_time() - start
     pairs = np.stack([chosen, len(texts) + np.arange(len(chosen))], axis=1)
     exact = np.array([exact_jaccard(every[a], every[b], settings.shingle) for a, b in pairs])
     print(f"{len(every):,} documents, {len(pairs):,} of them altered copies\n")
@@ -129,21 +128,22 @@ def planted(texts, settings, count, seed):
     print(f"{len(others):,} random pairs: Jaccard {exact.mean():.4f} on average, {exact.max():.3f} at most", end="; ")
     print(f"{shared} share a key\n")
 
-    characters = sum(map(len, every))
-    print(f"keys       {len(every) / seconds:>9,.0f} documents/s, {characters / seconds / 1e6:.1f} M characters/s")
-    print(
-        f"selection  {len(every) / selecting:>9,.0f} documents/s; {len(reads):,} read, {reads.total():,} times in all"
-    )
+    million = sum(map(len, every)) / 1e6
+    print(f"keys: {len(every) / seconds:,.0f} documents, {million / seconds:.1f} million characters a CPU second")
+    print(f"selection: {len(every) / selecting:,.0f} documents a CPU second", end="; ")
+    print(f"{len(reads):,} were read, {reads.total():,} times in all")
     alone, twins = (memory_per_document(settings, share) for share in (0.0, 0.3))
     print(f"bytes per document: {keys.nbytes / len(keys):.0f} of keys on disk; memory while selecting", end=" ")
     print(f"{alone:.0f} where none shares a key, {twins:.0f} where 30 % have a twin")
 
 
 def show_clusters(texts, settings, largest, excerpt):
-    """Prints the largest clusters of a file, the text that stays first."""
+    """Prints the largest clusters among the different texts of a file, the one that stays first."""
+    given, texts = len(texts), list(dict.fromkeys(texts))
+    print(f"{given - len(texts):,} of {given:,} documents are exact copies; the others are numbered from 0")
     drop, kept = drop_mask(keys_of(texts, settings)[0], texts.__getitem__, settings)
     sizes = Counter(kept[drop].tolist())
-    print(f"{drop.sum():,} of {len(texts):,} documents go, for {len(sizes):,} that stay")
+    print(f"{drop.sum():,} of {len(texts):,} others go, for {len(sizes):,} that stay")
     for leader, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:largest]:
         print(f"\n{size + 1} documents\n  stays {leader:>7}         {texts[leader][:excerpt]!r}")
         for i in np.flatnonzero(drop & (kept == leader))[:5]:

@@ -20,7 +20,7 @@ def passes_for(parts, memory):
 
 
 def blocks_of(parts, passes, share):
-    """Yields (part number, positions in it, keys): the keys of this share, in order, a block at a time; none is empty."""
+    """Yields (part number, positions in it, keys) of the keys of this share, in order, as blocks that are not empty."""
     for number, part in enumerate(parts):
         for start in range(0, len(part), BLOCK):
             keys = np.array(part[start : start + BLOCK], dtype=np.uint64)

@@ -18,6 +18,7 @@ FOUND = 0.995  # chance that a pair exactly at the threshold becomes a candidate
 MAX_BANDS = 24  # 8 bytes each: 192 per document
 MAX_ROWS = 32
 SEED = 1
+TOGETHER = 2000  # texts whose rows are Python numbers at a time: 6 kB each
 LOWEST = 0.2  # 24 bands of one row find it; below, texts have little in common but their language
 
 
@@ -78,11 +79,16 @@ def band_keys(texts, settings):
         raise ImportError("finding near-duplicates needs rensa: pip install -r requirements-data.txt") from error
     bands, rows = bands_and_rows(settings.similarity)
     hashes, starts = shingle_hashes(texts, settings.shingle)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, starts.astype(np.uint64), bands * rows, SEED)
-    smallest = np.array(matrix.to_rows(), dtype=np.uint64).reshape(len(texts), bands, rows)
     keys = np.zeros((len(texts), bands), dtype=np.uint64, order="F")
-    for row in range(rows):
-        keys[:] = mixed(keys * BASE + smallest[:, :, row] + np.uint64(1))
+    for first in range(0, len(texts), TOGETHER):
+        ends = starts[first : first + TOGETHER + 1]
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+            hashes[ends[0] : ends[-1]], (ends - ends[0]).astype(np.uint64), bands * rows, SEED
+        )
+        smallest = np.array(matrix.to_rows(), dtype=np.uint64).reshape(-1, bands, rows)
+        own = keys[first : first + TOGETHER]
+        for row in range(rows):
+            own[:] = mixed(own * BASE + smallest[:, :, row] + np.uint64(1))
     keys[keys == 0] = 1
     keys[np.diff(starts) == 0] = 0
     return keys

@@ -123,7 +123,7 @@ def drop_mask(parts, text_of, settings, scores=None, memory=64 << 20, progress=i
     """
     total = sum(len(part) for part in parts)
     if scores is not None:
-        scores = np.asarray(scores)
+        scores = np.asarray(scores, dtype=np.float64)
         if scores.shape != (total,) or np.isnan(scores).any():
             wrong = "some are not numbers" if scores.shape == (total,) else f"there are {scores.shape}"
             raise ValueError(f"{total:,} documents need as many scores; {wrong}")
@@ -133,7 +133,7 @@ def drop_mask(parts, text_of, settings, scores=None, memory=64 << 20, progress=i
         rows = rows[np.argsort(-scores[documents], kind="stable")]
     kept, staying, set_of = np.arange(total), Kept(buckets, count), set_reader(text_of, settings.shingle, memory)
     progress(total - len(documents))
-    for row in rows.tolist():
+    for row in map(int, rows):
         document = int(documents[row - 1])
         for other in map(int, documents[np.array(staying.like(row), dtype=np.int64) - 1]):
             if jaccard(set_of(document), set_of(other)) >= settings.similarity:

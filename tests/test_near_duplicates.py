@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleaning import near_duplicates
+from cleaning import minhash, near_duplicates
 from cleaning.minhash import (
     FOUND,
     MAX_BANDS,
@@ -84,6 +84,8 @@ def test_width_case_space_and_punctuation_do_not_matter():
 
 def test_a_short_text_resembles_its_equal_and_no_longer_one():
     texts = ["春天", "春、天！", "春天来", "春天来了吗", "……", "", "——！"]
+    keys = band_keys(texts, USUAL)
+    assert (keys == 0).all(axis=1).tolist() == [False] * 4 + [True] * 3 and (keys[:4] > 0).all()
     drop, kept = run(texts)
     assert drop.tolist() == [False, True, False, False, False, False, False]
     assert kept.tolist() == [0, 0, 2, 3, 4, 5, 6]  # texts without a letter are never called near-duplicates
@@ -117,8 +119,9 @@ def test_pairs_share_a_key_as_often_as_the_s_curve_says(length, shared):
     assert found == pytest.approx(expected, abs=4 * (0.25 / pairs) ** 0.5)
 
 
-def test_keys_are_the_same_in_another_process_with_other_batches_and_without_vector_instructions():
+def test_keys_are_the_same_in_another_process_with_other_batches_and_without_vector_instructions(monkeypatch):
     texts = [*families(np.random.default_rng(2), 6, 3), "……", "春"]
+    monkeypatch.setattr(minhash, "TOGETHER", 3)
     own = np.concatenate([band_keys(texts[:7], USUAL), band_keys(texts[7:], USUAL)])
     code = (
         "import sys; from cleaning.minhash import *\n"
@@ -168,7 +171,8 @@ def test_the_end_of_a_chain_stays():
     chosen = NearDuplicates(similarity=0.9)
     assert similar(a, b) > 0.9 and similar(b, c) > 0.9 > similar(a, c)
     assert run([a, b, c], chosen=chosen)[1].tolist() == [0, 0, 2]
-    assert run([a, b, c], [0, 1, 0], chosen)[1].tolist() == [1, 1, 1]  # the best one resembles both
+    for scores in ([0, 1, 0], np.array([0, 1, 0], np.uint8), [False, True, False]):
+        assert run([a, b, c], scores, chosen)[1].tolist() == [1, 1, 1]  # the best one resembles both
 
 
 def test_parts_and_memory_change_nothing():
