@@ -3,7 +3,6 @@
 import json
 import math
 import random
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -111,7 +110,7 @@ def test_packed_files_of_others_and_broken_ones(tmp_path, tokenizer_dir, corpus)
     (tmp_path / "theirs.bin").write_bytes(b"\1\0\2")
     with pytest.raises(ValueError, match="odd number of bytes"):
         statistics([tmp_path / "theirs.bin"])
-    write_bins([corpus[0]], tmp_path / "p.bin", load_tokenizer, load_tokenizer(tokenizer_dir), 0, 0.0)
+    write_bins([corpus[0] / "a.jsonl"], tmp_path / "p.bin", load_tokenizer, load_tokenizer(tokenizer_dir), 0, 0.0)
     about = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
     (tmp_path / "p.json").write_text(json.dumps(about | {"tokenizer_hash": "other"}), encoding="utf-8")
     with pytest.raises(ValueError, match="made with another tokenizer"):
