@@ -33,10 +33,11 @@ def members(archive):
 
 
 def unpack(archive, folder):
-    """Files of an archive → `folder`. What is there already in full size stays; returns how many were written."""
-    written = 0
+    """Files of an archive → `folder`, {name: bytes}. What is there already in full size is not written again."""
+    sizes = {}
     for name, size, open_member in members(archive):
         target = safe_path(folder, name, archive)
+        sizes[target.relative_to(folder).as_posix()] = size
         if target.exists() and target.stat().st_size == size:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,20 +45,17 @@ def unpack(archive, folder):
         with open_member() as source, open(part, "wb") as output:
             shutil.copyfileobj(source, output, 1 << 20)
         os.replace(part, target)
-        written += 1
-    return written
+    return sizes
 
 
 def exam_tables(folder):
-    """<subject>/<split>-*.parquet below `folder` → <split>/<subject>_<split>.csv; returns how many were written."""
-    written = 0
+    """<subject>/<split>-*.parquet below `folder` → <split>/<subject>_<split>.csv, {name: bytes}."""
+    sizes = {}
     for table in sorted(folder.glob("*/*.parquet")):
         if not TABLE.fullmatch(table.name):
             continue
         split, subject = table.name.split("-")[0], table.parent.name
         target = folder / split / f"{subject}_{split}.csv"
-        if target.exists():
-            continue
         import pyarrow.parquet
 
         rows = pyarrow.parquet.read_table(table).to_pylist()
@@ -68,12 +66,14 @@ def exam_tables(folder):
             writer.writeheader()
             writer.writerows(rows)
         os.replace(part, target)
-        written += 1
-    return written
+        sizes[target.relative_to(folder).as_posix()] = target.stat().st_size
+    return sizes
 
 
 def unpack_all(folder, exam):
-    """Every archive in `folder`, and an exam's tables if `exam`; returns how many files were written."""
-    archives = [p for p in sorted(folder.iterdir()) if p.name.endswith((".zip", *TAR_ENDINGS))]
-    written = sum(unpack(archive, folder) for archive in archives)
-    return written + (exam_tables(folder) if exam else 0)
+    """Every archive in `folder`, and an exam's tables if `exam`; {name: bytes} of what came out of them."""
+    sizes = exam_tables(folder) if exam else {}
+    for archive in sorted(folder.iterdir()):
+        if archive.name.endswith((".zip", *TAR_ENDINGS)):
+            sizes |= unpack(archive, folder)
+    return sizes

@@ -18,7 +18,7 @@ from cleaning.archives import unpack_all
 from cleaning.binfile import sha256_of
 from cleaning.files import DOWNLOADED, safe_path, write_files
 from cleaning.hubs import NotThere, Source, Unreachable, fetch, listing
-from cleaning.public_sets import LOOK, PublicSet, find_set, table
+from cleaning.public_sets import LOOK, STATS, PublicSet, find_set, table
 from cleaning.settings import knob
 
 RECORD = "SOURCE.json"
@@ -73,7 +73,7 @@ def download(cfg, ask=input):
     if cfg.repo:
         hubs = ["huggingface", "modelscope"] if cfg.source == "auto" else [cfg.source]
         name = cfg.repo.split("/")[1]
-        entry = PublicSet(name, "", "", LOOK, dict.fromkeys(hubs, cfg.repo), tuple(cfg.files) or ("*",), "")
+        entry = PublicSet(name, "", "", LOOK, dict.fromkeys(hubs, cfg.repo), tuple(cfg.files) or ("*",), STATS)
         entries = [entry]
     else:
         entries = [find_set(name) for name in dict.fromkeys(cfg.names)]
@@ -96,12 +96,13 @@ def download_set(entry, cfg, ask):
         agree(entry, source, found, chosen, cfg.yes, ask)
         files = fetch_files(folder, source, found.commit, chosen)
         record = make_record(entry, source, found, patterns, cfg.revision, merged(folder, files, record))
-        write_files(folder, {RECORD: json.dumps(record, ensure_ascii=False, indent=1)})
+        write_record(folder, record)
         print(f"fetched and checked: {folder}, described in {folder / RECORD}")
-    if entry.unpack:
-        print(f"{unpack_all(folder, entry.unpack == 'exam'):,} file(s) unpacked in {folder}")
-    if entry.then:
-        print(f"next: {entry.then.format(folder=folder)}")
+    if entry.unpack and not unpacked(folder, record):
+        record["unpacked"] = unpack_all(folder, entry.unpack == "exam")
+        write_record(folder, record)
+        print(f"{len(record['unpacked']):,} file(s) unpacked in {folder}")
+    print(f"next: {entry.then.format(folder=folder)}")
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------
@@ -121,6 +122,18 @@ def read_record(folder, entry):
     if not same or not whole:
         raise ValueError(f"{path} describes something else ({record.get('repository')}); choose another --output_dir")
     return record
+
+
+def write_record(folder, record):
+    """The record → SOURCE.json."""
+    write_files(folder, {RECORD: json.dumps(record, ensure_ascii=False, indent=1)})
+
+
+def unpacked(folder, record):
+    """Whether everything that came out of the archives is still there; to look into a large one again takes long."""
+    sizes = record.get("unpacked") or {}
+    places = {folder / name: size for name, size in sizes.items()}
+    return bool(places) and all(p.exists() and p.stat().st_size == size for p, size in places.items())
 
 
 def verified(folder, record):

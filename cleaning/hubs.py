@@ -70,6 +70,15 @@ class Source:
         from_environment = next((os.environ[n] for n in names if os.environ.get(n)), None)
         return (self.endpoint or from_environment or PAGES[self.hub]).rstrip("/")
 
+    def token(self):
+        """Which credential the library sends: to the hub its own, to another address only one of the environment.
+
+        Returns:
+            None: what the library finds by itself; False: none.
+        """
+        variable = {"huggingface": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}[self.hub]
+        return None if self.address() == PAGES[self.hub] else os.environ.get(variable) or False
+
 
 def listing(source, revision=None):
     """Listing of a repository at `revision` (branch, tag or commit; None: its main one).
@@ -121,7 +130,7 @@ def by_hand(source, file, target, commit):
 
 def huggingface_listing(source, revision):
     """See listing."""
-    api = load("huggingface_hub").HfApi(endpoint=source.address())
+    api = load("huggingface_hub").HfApi(endpoint=source.address(), token=source.token())
     with huggingface_errors(source, revision):
         info = api.dataset_info(source.repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
     card = info.card_data or {}
@@ -144,7 +153,7 @@ def huggingface_fetch(source, commit, file, target):
         part.unlink()
     url = hub.hf_hub_url(source.repo, file.path, repo_type="dataset", revision=commit, endpoint=source.address())
     with huggingface_errors(source, commit, f" {by_hand(source, file, target, commit)}"), open(part, "ab") as output:
-        headers = hub.utils.build_hf_headers()
+        headers = hub.utils.build_hf_headers(token=source.token())
         http_get(
             url,
             output,
@@ -222,7 +231,8 @@ def modelscope_api(source):
     os.environ.setdefault("MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS", "2")
     hub = load("modelscope_hub")
     logging.getLogger("modelscope_hub").setLevel(logging.ERROR)
-    return hub.HubApi(endpoint=source.address())
+    token = "" if source.token() is False else source.token()
+    return hub.HubApi(endpoint=source.address(), token=token)
 
 
 def modelscope_listing(source, revision):

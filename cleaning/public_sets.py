@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 PRETRAIN = "python data_process.py pretrain --input {folder} --output dataset/pretrain.bin"
 SFT = "python data_process.py sft --input {folder} --output dataset/sft.jsonl"
+STATS = "python data_process.py stats --input {folder}"
 LOOK = "look at the page"
 
 
@@ -138,12 +139,12 @@ SETS = [
     ),
     PublicSet(
         "firefly",
-        "instructions; fields kind, input, target: rename target to output for chat data",
+        "instructions; its fields are kind, input, target: rename target to output for chat data",
         "about 1.1 GB",
         LOOK,
         {"huggingface": "YeungNLP/firefly-train-1.1M"},
         ("firefly-train-1.1M.jsonl",),
-        f"{PRETRAIN} --field target",
+        STATS,
     ),
     PublicSet(
         "ceval",

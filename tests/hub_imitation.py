@@ -18,13 +18,14 @@ class Hub:
         cut_after: bytes after which the connection of the next download breaks; None: never.
         served: {path: bytes} that are sent instead of the announced ones.
         status: {repository: HTTP status} instead of an answer; "gated" for a gated one.
-        requests: addresses that were asked for; fetched: [(path of a file, first byte)].
+        requests: addresses that were asked for; fetched: [(path of a file, first byte)];
+            credentials: what came with them.
     """
 
     def __init__(self, repo, files):
         self.repo, self.files, self.large = repo, dict(files), set(files)
         self.cut_after, self.served, self.status = None, {}, {}
-        self.requests, self.fetched = [], []
+        self.requests, self.fetched, self.credentials = [], [], set()
         self.licence = "cc-by-nc-4.0"
         self.address = None
 
@@ -47,6 +48,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         hub, url = self.server.hub, urllib.parse.urlsplit(self.path)
         hub.requests.append(self.path)
+        hub.credentials |= {self.headers[name] for name in ("Authorization", "Cookie") if self.headers[name]}
         parts, query = url.path.strip("/").split("/"), dict(urllib.parse.parse_qsl(url.query))
         if parts[:2] == ["api", "datasets"]:
             self.repository("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
