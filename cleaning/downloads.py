@@ -173,7 +173,8 @@ def first_source(entry, cfg, record=None):
             return source, listing(source, revision)
         except (Unreachable, NotThere) as error:
             if i == len(hubs) - 1 or cfg.revision:  # which names a state of one repository; the other hub has others
-                raise
+                untried = [f", or --source {hub}" for hub in entry.sources if hub not in hubs[: i + 1]]
+                raise type(error)(f"{error}{''.join(untried)}") from error
             print(f"{error}\ntrying {hubs[i + 1]}")
 
 

@@ -19,10 +19,7 @@ LOGIN = {
     "huggingface": "hf auth login (or set HF_TOKEN)",
     "modelscope": "modelscope login (or set MODELSCOPE_API_TOKEN)",
 }
-ANOTHER = {
-    "huggingface": "a mirror, --endpoint https://hf-mirror.com, or --source modelscope",
-    "modelscope": "--source huggingface",
-}
+INSTEAD = {"huggingface": "try a mirror, --endpoint https://hf-mirror.com", "modelscope": "try later"}
 
 
 class Unreachable(OSError):
@@ -191,7 +188,7 @@ def huggingface_errors(source, revision, otherwise=""):
 
 def no_hub(source):
     """The error for an address where something else answers, such as the login page of a network."""
-    return Unreachable(f"{source.address()} does not answer as a hub does; try {ANOTHER[source.hub]}")
+    return Unreachable(f"{source.address()} does not answer as a hub does; {INSTEAD[source.hub]}")
 
 
 def not_there(source):
@@ -208,7 +205,7 @@ def answered(source, status, otherwise=""):
         return NotThere(f"{source.repo} is only for those who may see it ({status}): {LOGIN[source.hub]}{otherwise}")
     if status == 404:
         return NotThere(f"{source.address()} has not what it lists for {source.repo} (404);{otherwise or ' try later'}")
-    return Unreachable(f"{source.address()} answered {status}; try later, or {ANOTHER[source.hub]}{otherwise}")
+    return Unreachable(f"{source.address()} answered {status}; {INSTEAD[source.hub]}{otherwise}")
 
 
 def unreachable(source, error, otherwise=""):
@@ -218,7 +215,7 @@ def unreachable(source, error, otherwise=""):
     reason = str(error).split("\n")[0][:120] or type(error).__name__
     again = ", and run the same command again: it goes on where it stopped" if otherwise else ""
     return Unreachable(
-        f"no connection to {source.address()} ({reason}); check the network, try {ANOTHER[source.hub]}{again};"
+        f"no connection to {source.address()} ({reason}); check the network, {INSTEAD[source.hub]}{again};"
         f"{otherwise}".rstrip(";")
     )
 
