@@ -4,12 +4,23 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DOWNLOADED, STATISTICS = "downloaded data set", "data statistics"  # "format" of descriptions that lie beside data
+DESCRIBES = re.compile(rb'\s*\{\s*"format": "(%s|%s)"' % (DOWNLOADED.encode(), STATISTICS.encode()))
+
+
+def is_description(path):
+    """Does this .json describe data of this project (where it came from, its statistics), instead of being data?"""
+    if Path(path).suffix != ".json":
+        return False
+    with open(path, "rb") as file:
+        return bool(DESCRIBES.match(file.read(64)))
 
 
 @contextlib.contextmanager
@@ -26,6 +37,14 @@ def room_for(output, needed=0):
             f"no room for {output}: {counted} are free on that disk; free some space or choose another --output. "
             "What was there before is unchanged."
         ) from error
+
+
+def safe_path(folder, name, where):
+    """Where a file called `name` in an archive or a repository may lie: below `folder`, else a ValueError."""
+    path = PurePosixPath(str(name).replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise ValueError(f"{where} has a file that would lie outside of {folder}: {name}; it is not written")
+    return Path(folder, *path.parts)
 
 
 def relative(path):

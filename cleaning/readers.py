@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cleaning.binfile import is_sidecar
 from cleaning.encodings import ignore, read_chunks, utf8_chunks
+from cleaning.files import is_description
 from cleaning.formats import read_csv, read_json_lines, read_json_values, read_paragraphs, read_parquet
 
 ENDINGS = (".jsonl", ".json", ".csv", ".txt", ".parquet")
@@ -78,7 +79,7 @@ def expand_inputs(paths):
         if path.is_dir():
             # a link to nothing is among them, for the reader to count
             own = (p for p in sorted(path.rglob("*")) if ending_of(p) and (p.is_file() or not p.exists()))
-            files = [p for p in own if not is_sidecar(p)]
+            files = [p for p in own if not is_sidecar(p) and not is_description(p)]
             if not files:
                 raise FileNotFoundError(
                     f"no {' '.join(ENDINGS)} file, plain or .gz, in folder {path}; name another folder"

@@ -34,32 +34,40 @@ def begin():
     threading.Thread(target=leave, daemon=True).start()
 
 
-def in_order(function, tasks, workers):
-    """Yields function(task) of each task, in the order of the tasks.
+def in_order(function, tasks, workers, sent=lambda task: task):
+    """Yields (task, function(sent(task))) for each task, in the order of the tasks.
 
     Args:
-        function: importable by name, and so are its tasks' types, where there are workers.
+        function: importable by name, and so is the type of what is sent, where there are workers.
         tasks: an iterable, read no further than what is worked on needs.
         workers: processes beside this one; 0: everything is done here.
+        sent: what of a task goes to the worker; the rest stays here.
     Raises:
         OSError: a worker was killed, for example because memory ran out.
     """
     if not workers:
-        yield from map(function, tasks)
+        for task in tasks:
+            yield task, function(sent(task))
         return
     context = multiprocessing.get_context("spawn")  # forking a process that has threads can hang
     pool = ProcessPoolExecutor(workers, context, initializer=begin)
     waiting = collections.deque()
     try:
         for task in tasks:
-            waiting.append(pool.submit(function, task))
+            waiting.append((task, pool.submit(function, sent(task))))
             if len(waiting) >= workers + AHEAD:
-                yield waiting.popleft().result()
+                yield finished(waiting)
         while waiting:
-            yield waiting.popleft().result()
+            yield finished(waiting)
     except BrokenProcessPool as error:
         raise OSError(
             f"one of {workers} worker processes was killed; if memory ran out, try fewer: --num_workers {workers // 2}"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or ctrl-C, what has not begun does not begin
+
+
+def finished(waiting):
+    """The first of the waiting tasks and its result, once there is one."""
+    task, future = waiting.popleft()
+    return task, future.result()

@@ -20,7 +20,8 @@ from trainer.checkpoint import prepare_out_dir, write_atomically
 def date_of(found):
     """When the newest checkpoint was saved; without one, when the newest file was written."""
     saved = [str(stage.about["saved"]) for stage in found.stages if stage.about.get("saved")]
-    files = [Path(file) for kept in (found.exams, found.comparisons, found.bins, found.figures) for file in kept]
+    kept = (found.exams, found.comparisons, found.bins, found.figures, found.statistics)
+    files = [Path(file) for named in kept for file in named]
     files += [*found.out_dir.glob("samples/*.jsonl"), *(Path(folder, "report.json") for folder in found.tokenizers)]
     files += [found.out_dir]
     newest = max(file.stat().st_mtime for file in files if file.exists())
@@ -32,7 +33,9 @@ def main(argv=None):
     parser = args.make_parser(__doc__)
     args.add_flag(parser, "out_dir", default="out", help="folder that the training scripts wrote to (default: out)")
     args.add_flag(parser, "output", metavar="FILE.html", help="the page (default: report.html in --out_dir)")
-    args.add_flag(parser, "data", nargs="+", default=[], metavar="PATH", help="more .bin files, or folders of them")
+    args.add_flag(
+        parser, "data", nargs="+", default=[], metavar="PATH", help="more .bin files or statistics, or folders of them"
+    )
     typed = parser.parse_args(argv)
     found = read_all(typed.out_dir, typed.data)
     if found.is_empty():

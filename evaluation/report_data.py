@@ -8,6 +8,8 @@ from evaluation.markup import at, number, table_at
 from trainer.checkpoint import STAGES
 
 BIN_FORMAT = "uint16 ids"  # how the description of a .bin begins
+STATISTICS = "data statistics"  # what data_process.py stats writes, in the first HEAD bytes
+HEAD = 64
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Found:
     tokenizers: dict = field(default_factory=dict)  # folder: report.json
     bins: dict = field(default_factory=dict)  # path of a .bin: its description
     figures: dict = field(default_factory=dict)  # path of a counts.json or manifest.json: what it holds
+    statistics: dict = field(default_factory=dict)  # path of a file of data_process.py stats: what it holds
     exams: dict = field(default_factory=dict)  # path of a summary.json: what it holds
     comparisons: dict = field(default_factory=dict)
     samples: dict = field(default_factory=dict)  # name of a checkpoint: records
@@ -52,7 +55,8 @@ class Found:
 
     def is_empty(self):
         """Whether there is nothing to report."""
-        return not (self.stages or self.tokenizers or self.bins or self.exams or self.comparisons or self.samples)
+        found = (self.stages, self.tokenizers, self.bins, self.statistics, self.exams, self.comparisons, self.samples)
+        return not any(found)
 
     def of_kind(self, kind):
         """The stages of a kind; last the one that others were built on, or else the newest."""
@@ -162,6 +166,21 @@ def read_bins(found, paths):
                 found.figures[str(folder / name)] = read_dict(folder / name, found.problems)
 
 
+def read_statistics(found, paths):
+    """Files of data statistics at `paths`, which are such files or folders with them; the same figures count once."""
+    for path in paths:
+        for file in sorted(path.glob("*.json")) if path.is_dir() else [path] if path.suffix == ".json" else []:
+            try:
+                with open(file, "rb") as start:
+                    marked = f'"format": "{STATISTICS}"'.encode() in start.read(HEAD)
+            except OSError as error:
+                found.problems.append(f"{file} could not be read: {error.strerror}")
+                continue
+            content = read_dict(file, found.problems) if marked else {}
+            if content and content not in found.statistics.values():
+                found.statistics[str(file)] = content
+
+
 def read_tokenizers(found):
     """report.json of every tokenizer folder in out_dir, or named by a checkpoint or a .bin."""
     named = [at(about, "tokenizer") for about in [*(s.about for s in found.stages), *found.bins.values()]]
@@ -179,7 +198,7 @@ def read_all(out_dir, data_paths=()):
     """Everything below out_dir, and data statistics from where the checkpoints say that their data lie → Found.
 
     Args:
-        data_paths: more places to look for data statistics: .bin files, or folders.
+        data_paths: more places to look for data statistics: .bin files, files of data_process.py stats, or folders.
     Raises:
         FileNotFoundError: out_dir or one of data_paths is not there.
     """
@@ -194,6 +213,7 @@ def read_all(out_dir, data_paths=()):
     recorded = [Path(path) for path in recorded if isinstance(path, str)]
     cache = found.out_dir / "cache"
     read_bins(found, [found.out_dir, *([cache] if cache.is_dir() else []), *recorded, *map(Path, data_paths)])
+    read_statistics(found, [found.out_dir, *map(Path, data_paths)])
     read_tokenizers(found)
     for name, kept in (("summary.json", found.exams), ("comparison.json", found.comparisons)):
         for file in sorted(found.out_dir.rglob(name)):

@@ -23,6 +23,7 @@ from evaluation.report_charts import both
 from evaluation.report_exam import best_result, exam_section
 from evaluation.report_pipeline import boxes, pipeline
 from evaluation.report_stages import TITLES, latest, missing, n_params, section, stages_section
+from evaluation.report_statistics import statistics_part
 
 MOST_PROMPTS = 200
 
@@ -64,7 +65,7 @@ def headline(found):
 
 def data_section(found):
     """Documents, ids, bytes, what was dropped and why, the share for validation."""
-    if not found.bins and not found.figures:
+    if not found.bins and not found.figures and not found.statistics:
         return section("data", "Data", missing(found, "There are no packed data to describe.", "data"))
     parts = [table_of_bins(found.bins)] if found.bins else [missing(found, "There is no packed text.", "data")]
     drops = {f: table_at(about, "dropped") for f, about in found.bins.items() if at(about, "part") != "val"}
@@ -89,6 +90,7 @@ def data_section(found):
         rows = [[key.replace("_", " "), count(value)] for key, value in figures.items() if number(value) is not None]
         if rows:
             parts.append(folded(f"Counts of the corpus: {file}", table(["what", "number"], rows)))
+    parts += [statistics_part(file, figures) for file, figures in found.statistics.items()]
     return section("data", "Data", parts)
 
 

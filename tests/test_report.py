@@ -84,6 +84,24 @@ def summary(stage, right):
     return facts | {"scorings": {"cloze_sum": scoring, "letter": scoring | {"accuracy": 0.26}}}
 
 
+def text_figures():
+    """What data_process.py stats writes."""
+    lengths = {"mean": 70.5, "median": 64, "shortest": 1, "longest": 900, "percentiles": {"5": 3, "95": 700.5}}
+    lengths["histogram"] = [[1, 1, 4], [2, 3, 0], [4, 7, 96], [8, 15, 50]]
+    total = {"documents": 150, "characters": 4567, "bytes": 9876, "tokens": None, "characters_per_token": 1.5}
+    total |= {"bytes_per_token": 3.25, "duplicates": 3, "duplicate_rate": 0.02, "dropped": {"bad JSON <i>": 7}}
+    total |= {"lengths": {"characters": lengths, "tokens": None}, "scripts": {"Chinese": 300, "English": 100}}
+    total |= {"languages": {"simplified Chinese": 120, "English": 30, "digits": 0}}
+    files = {"百科.jsonl": total, f"{ATTACK}.jsonl": total}
+    figures = {
+        "format": "data statistics",
+        "total": total,
+        "files": files,
+        "domains": [["例子" * 40, 75], [ATTACK, 15]],
+    }
+    return figures | {"exactness": {"percentiles": 0.0078}}
+
+
 def fill(out):
     """An out_dir after all stages."""
     out.mkdir()
@@ -104,6 +122,7 @@ def fill(out):
     points = [dict(zip(("what", "label", "factor", "tokens_per_second"), p)) for p in points]
     write(out / "growth.json", {"machine": "a laptop", "date": "today", "command": "growth.py", "points": points})
     write(out / "counts.json", {"seed": 0, "facts": 1234, "facts_per_relation": {"a": 1}})
+    write(out / "text.json", text_figures())
     (out / "tokenizer").mkdir()
     write(out / "tokenizer" / "tokenizer.json", {})
     figures = {"vocab_size": 6400, "hash": "abc123", "measured_on": "held-out text", "texts": 50, "round_trip": 50}
@@ -193,6 +212,37 @@ def test_the_page_holds_every_part_of_a_run(out):
     ):
         assert part in said, part
     assert "Could not be read" not in said
+
+
+def test_statistics_of_the_text_are_drawn_with_a_column_per_length_and_a_bar_per_share(out):
+    text = made(out)
+    said = words_of(text)
+    for part in (
+        *("What the text is", "Half of the documents have at most 64 characters", "百科.jsonl", "bad JSON <i>"),
+        *("between 3 and 700 (right within 0.8 %)", "3 documents (2.00 %) are exact copies of an earlier one."),
+        *("4,567", "9,876", "3.25", "75.0 %", "80.0 %", "50.0 %", "10.0 %", "例子例子"),
+    ):
+        assert part in said, part
+    titled = r'<rect[^>]*%s="([\d.]+)"[^>]*><title>%s'
+    columns = re.findall(titled % ("height", r"([\d,]+) to ([\d,]+) characters: (\d+) documents"), text)
+    heights = {int(n): float(tall) for tall, _, _, n in columns}
+    assert [(low, high) for _, low, high, _ in columns] == [("1", "1"), ("2", "3"), ("4", "7"), ("8", "15")]
+    assert heights[0] == 0 and heights[50] / heights[96] == pytest.approx(50 / 96, abs=0.01)
+    bars = {name: float(width) for width, name in re.findall(titled % ("width", "(Chinese|English): [13]00,"), text)}
+    assert bars == {"Chinese": 270, "English": 90}  # of 360
+    assert "digits" not in said and not re.search("(例子){30}", re.sub("<title>.*?</title>|aria-label=.*?>", "", text))
+
+
+def test_statistics_elsewhere_are_found_by_name_and_other_json_is_not_taken_for_them(out, tmp_path):
+    shutil.move(out / "text.json", tmp_path / "figures.json")
+    write(out / "other.json", {"text": '"format": "data statistics"' * 9, "total": {}})
+    (out / "folder.json").mkdir()
+    assert "What the text is" not in words_of(made(out))
+    assert "What the text is" in words_of(made(out, "--data", tmp_path / "figures.json"))
+    assert words_of(made(out, "--data", tmp_path, tmp_path / "figures.json")).count("What the text is") == 1
+    (tmp_path / "alone").mkdir()
+    shutil.move(tmp_path / "figures.json", tmp_path / "alone" / "x.json")
+    assert "What the text is" in words_of(made(tmp_path / "alone"))
 
 
 def test_the_first_paragraph_tells_the_result_and_when_it_is_no_better_than_guessing(out):
