@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cleaning.binfile import sidecar_of
 from cleaning.encodings import ignore
-from cleaning.files import STATISTICS, progress_meter, relative, write_files
+from cleaning.files import STATISTICS, is_description, progress_meter, relative, write_files
 from cleaning.histogram import ERROR
 from cleaning.normalize import mark_new
 from cleaning.packed import packed_batches
@@ -50,6 +50,8 @@ def check(cfg):
         raise ValueError(f"--output {cfg.output} must end in .json")
     if cfg.output and Path(cfg.output).resolve() in {Path(p).resolve() for p in cfg.input}:
         raise ValueError(f"--output {cfg.output} is one of the inputs; choose another name")
+    if cfg.output and Path(cfg.output).exists() and not is_description(cfg.output):
+        raise ValueError(f"--output {cfg.output} is there and holds something else; choose another name")
     if cfg.workers is not None and cfg.workers < 0:
         raise ValueError(f"--workers {cfg.workers} is below 0; 0 means no other process")
 
@@ -108,10 +110,7 @@ def tally_files(files, batches_of, measure_batch, total, workers):
     """
     tallies, seen = {path: Tally() for path in files}, []
     batches = ((items, (path, lines)) for path in files for items, lines in batches_of(path, tallies[path]))
-    measured = encoded_batches(
-        ((items, (path, lines, items)) for items, (path, lines) in batches), measure_batch, workers
-    )
-    for _, (path, lines, items), found in measured:
+    for items, (path, lines), found in encoded_batches(batches, measure_batch, workers):
         for i in found["empty"]:
             tallies[path].drops.add("empty text", str(path), lines[i], items[i])
         new = mark_new(found["keys"], seen)
@@ -186,6 +185,8 @@ def description_of(file, vocabulary):
         about = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{sidecar} is not whole JSON ({error}); pack {file} again") from error
+    if not isinstance(about, dict):
+        raise ValueError(f"{sidecar} does not describe {file}; rename it")
     if vocabulary and about:
         vocabulary.check(about.get("tokenizer_hash"), vocabulary.vocab_size, file)
     return about

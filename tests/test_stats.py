@@ -165,6 +165,12 @@ def test_flags_that_make_no_sense_are_refused(flags, said):
         statistics(["nowhere.bin"])
 
 
+def test_figures_never_overwrite_anything_else(tmp_path):
+    file = write_lines(tmp_path / "data.json", [{"text": "x"}])
+    with pytest.raises(ValueError, match="holds something else"):
+        stats(StatsSettings(input=["x.jsonl"], output=str(file)), load_tokenizer)
+
+
 # --- lengths ----------------------------------------------------------------------------------------------------------
 
 
