@@ -16,11 +16,11 @@ from pathlib import Path
 
 from cleaning.binfile import sidecar_of
 from cleaning.encodings import ignore
-from cleaning.files import STATISTICS, progress_meter, relative, write_files
+from cleaning.files import STATISTICS, is_description, progress_meter, relative, write_files
 from cleaning.histogram import ERROR
 from cleaning.normalize import mark_new
 from cleaning.packed import packed_batches
-from cleaning.readers import expand_inputs, read_records, text_of
+from cleaning.readers import expand_inputs, read_records, size_of, text_of
 from cleaning.settings import knob
 from cleaning.stats_text import report
 from cleaning.tally import Domains, Tally, measure
@@ -38,9 +38,7 @@ class StatsSettings:
     tokenizer: str | None = knob(None, "folder of a tokenizer; without one, raw files have no tokens and .bin no text")
     field: str | None = knob(None, "field with the text, if it is not found by itself")
     output: str | None = knob(None, "a .json for these figures, which python -m evaluation.report draws")
-    num_workers: int | None = knob(
-        None, "processes that measure; 0: this one; unset: one per core for large inputs"
-    )
+    num_workers: int | None = knob(None, "processes that measure; 0: this one; unset: one per core for large inputs")
 
 
 def check(cfg):
@@ -51,6 +49,8 @@ def check(cfg):
         raise ValueError(f"--output {cfg.output} must end in .json")
     if cfg.output and Path(cfg.output).resolve() in {Path(p).resolve() for p in cfg.input}:
         raise ValueError(f"--output {cfg.output} is one of the inputs; choose another name")
+    if cfg.output and Path(cfg.output).exists() and not is_description(cfg.output):
+        raise ValueError(f"--output {cfg.output} is there and holds something else; choose another name")
 
 
 def find_files(inputs):
@@ -139,8 +139,9 @@ def statistics(inputs, load_tokenizer=None, tokenizer=None, field=None, workers=
     vocabulary = load_tokenizer(path) if path else None
     described = {file: description_of(file, vocabulary) for file in packed}
     total, domains = Tally(), Domains()
-    size = sum(f.stat().st_size for f in [*raw, *packed])
-    workers = count_workers(workers, size)
+    size = sum(map(size_of, [*raw, *packed]))
+    # without a tokenizer, measuring is some 15 times faster
+    workers = count_workers(workers, size if path else size // 16)
     meter = progress_meter(size, "reading")
 
     def texts_of(file, tally):
@@ -181,6 +182,8 @@ def description_of(file, vocabulary):
         about = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{sidecar} is not whole JSON ({error}); pack {file} again") from error
+    if not isinstance(about, dict):
+        raise ValueError(f"{sidecar} does not describe {file}; rename it")
     if vocabulary and about:
         vocabulary.check(about.get("tokenizer_hash"), vocabulary.vocab_size, file)
     return about
