@@ -1,11 +1,8 @@
 """Raw instruction or preference files → one JSONL file: same form, no duplicates, filtered and mixed as asked."""
 
 import contextlib
-import hashlib
-import itertools
 import json
-import tempfile
-from collections import Counter
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +10,12 @@ import numpy as np
 
 from cleaning.conversations import conversation_of
 from cleaning.encodings import ignore
-from cleaning.files import room_for, write_lines
+from cleaning.files import progress_meter, room_for, write_lines
 from cleaning.preferences import pair_of
-from cleaning.readers import Drops, expand_inputs, read_records
+from cleaning.readers import Drops, expand_inputs, read_records, size_of
+from cleaning.selection import parse_weights
+from cleaning.settings import knob
+from cleaning.spool import Spool, pick, without_repeats
 
 CJK = (0x3400, 0x9FFF)  # the Chinese characters of the Basic Multilingual Plane
 
@@ -66,46 +66,22 @@ class Filters:
         return None
 
 
-class Seen:
-    """Records met before: by what they say, whatever schema said it."""
-
-    def __init__(self):
-        self.keys = set()  # 8 bytes of hash each, about 60 MB for a million
-
-    def reason(self, record):
-        """'duplicate', 'contradicts an earlier pair', or None for a record that is new and remembered now."""
-        own = self._key(record)
-        if own in self.keys:
-            return "duplicate"
-        swapped = {**record, "chosen": record.get("rejected"), "rejected": record.get("chosen")}
-        if "chosen" in record and self._key(swapped) in self.keys:
-            return "contradicts an earlier pair"
-        self.keys.add(own)
-        return None
-
-    @staticmethod
-    def _key(record):
-        text = json.dumps(record, ensure_ascii=False, sort_keys=True).encode("utf-8")
-        return hashlib.blake2b(text, digest_size=8).digest()
-
-
-def usable(read, paths, drops, notes, filters, seen, progress=ignore):
-    """Yields the records of `paths` in the one form.
+def usable(read, files, drops, filters, progress=ignore):
+    """Yields (record in the one form, line, number of its file, what was changed) of `files`.
 
     Args:
         read: conversation_of or pair_of.
-        drops: Drops that counts what is left out; notes: Counter of what was changed.
-        filters: Filters; seen: Seen.
+        drops: Drops that counts what is left out.
+        filters: Filters.
     """
-    for path in paths:
+    for number, path in enumerate(files):
         for line, raw in read_records(path, drops, progress):
             record, reason, changed = read(raw)
-            reason = reason or filters.reason(record) or seen.reason(record)
+            reason = reason or filters.reason(record)
             if reason:
                 drops.add(reason, str(path), line, json.dumps(raw, ensure_ascii=False))
             else:
-                notes.update(changed)
-                yield record
+                yield record, line, number, tuple(changed)
 
 
 def record_at(path, number):
@@ -125,44 +101,20 @@ def record_at(path, number):
     raise ValueError(f"{path} has {found} usable records, numbered from 0; there is no {number}\n{drops.table()}")
 
 
-def parse_mix(entries):
-    """['zh.jsonl:0.6', 'en.jsonl:0.4'] → [(path, weight)]; ValueError for a weight that is none."""
-    sources = []
-    for entry in entries:
-        path, colon, weight = entry.rpartition(":")
-        try:
-            number = float(weight)
-        except ValueError:
-            number = -1.0
-        if not colon or not 0 < number < float("inf"):
-            raise ValueError(f"--mix {entry} is not PATH:WEIGHT with a weight above 0, such as zh.jsonl:0.6")
-        sources.append((path, number))
-    return sources
-
-
 def share_out(counts, weights):
     """How many records each source gives: in the ratio of the weights, none twice, as many as that allows."""
     whole = min(n * sum(weights) / w for n, w in zip(counts, weights))
     return [min(n, round(whole * w / sum(weights))) for n, w in zip(counts, weights)]
 
 
-def mixed(files, counts, taken, seed):
-    """Yields lines of the open `files`, `taken[i]` of the `counts[i]` lines of each, interleaved at random by seed."""
+def mixed(files, kept, taken, seed):
+    """Yields lines of the open `files`, `taken[i]` of those kept[i] says are kept, interleaved at random by seed."""
     rng = np.random.default_rng(seed)
-    chosen = [np.sort(rng.permutation(n)[:k]) for n, k in zip(counts, taken)]
-    lines = [pick(file, numbers) for file, numbers in zip(files, chosen)]
+    places = [np.flatnonzero(own) for own in kept]
+    chosen = [np.sort(rng.permutation(len(own))[:k]) for own, k in zip(places, taken)]
+    lines = [pick(file, own[numbers]) for file, own, numbers in zip(files, places, chosen)]
     for source in rng.permutation(np.repeat(np.arange(len(files)), taken)):
         yield next(lines[source])
-
-
-def pick(file, numbers):
-    """Yields the lines of `file` with these sorted numbers."""
-    wanted = iter(numbers.tolist())
-    number = next(wanted, None)
-    for at, line in enumerate(file):
-        if at == number:
-            yield line
-            number = next(wanted, None)
 
 
 def clean(kind, sources, output, filters, seed=0, allow_empty=False, progress=ignore):
@@ -177,25 +129,68 @@ def clean(kind, sources, output, filters, seed=0, allow_empty=False, progress=ig
     Returns:
         (number of records written, Drops, Counter of changes, records per source).
     """
-    drops, notes, seen, folder = Drops(), Counter(), Seen(), Path(output).parent
+    drops, folder, kinds = Drops(), Path(output).parent, {}
     folder.mkdir(parents=True, exist_ok=True)
     read = pair_of if kind == "dpo" else partial(conversation_of, allow_empty=allow_empty)
-    counts, files = [], []
+    files = [expand_inputs(paths) for paths, _ in sources]
     with room_for(output), contextlib.ExitStack() as stack:
-        for paths, _ in sources:
-            file = stack.enter_context(tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8", newline="\n"))
-            files.append(file)
-            number = 0
-            for record in usable(read, expand_inputs(paths), drops, notes, filters, seen, progress):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                number += 1
-            counts.append(number)
-            file.seek(0)
+        spools = [stack.enter_context(Spool(folder)) for _ in sources]
+        for own, spool in zip(files, spools):
+            for record, line, number, changed in usable(read, own, drops, filters, progress):
+                spool.add(record, line, number, kinds.setdefault(changed, len(kinds)))
+        kept, notes = without_repeats(spools, files, drops, list(kinds))
+        counts = [int(own.sum()) for own in kept]
         if not all(counts):
             empty = ", ".join(str(p) for (paths, _), n in zip(sources, counts) if not n for p in paths)
             raise ValueError(f"no usable record in {empty}; nothing written\n{drops.table()}")
         weights = [w for _, w in sources]
         taken = counts if None in weights else share_out(counts, weights)
-        lines = itertools.chain(*files) if None in weights else mixed(files, counts, taken, seed)
+        for spool in spools:
+            spool.lines.seek(0)
+        if None in weights:
+            lines = (line for spool, own in zip(spools, kept) for line in pick(spool.lines, np.flatnonzero(own)))
+        else:
+            lines = mixed([spool.lines for spool in spools], kept, taken, seed)
         write_lines(output, lines)
     return sum(taken), drops, notes, taken
+
+
+@dataclass
+class ChatSettings:
+    """What `data_process.py sft` and `dpo` are asked for. Those without a flag here are flags of the script itself."""
+
+    output: str
+    tokenizer: str
+    input: list = field(default_factory=list)
+    seed: int = 0
+    mix: list[str] = knob(list, "PATH:WEIGHT instead of --input: draw from these in the ratio of the weights")
+    min_tokens: int | None = knob(None, "drop records that are shorter")
+    max_tokens: int | None = knob(None, "drop records that are longer")
+    min_chinese: float = knob(0.0, "smallest share of Chinese letters, 0 to 1")
+    allow_empty: bool = knob(False, "keep records with an empty answer")
+
+    def __post_init__(self):
+        if bool(self.input) == bool(self.mix):
+            raise ValueError("name the raw files: --input PATH ..., or a mixture: --mix PATH:WEIGHT ...")
+        if not self.output.endswith(".jsonl"):
+            raise ValueError(f"--output {self.output} must end in .jsonl")
+        if not 0 <= self.min_chinese <= 1:
+            raise ValueError(f"--min_chinese {self.min_chinese} is not a share; give 0 to 1")
+
+
+def run(kind, cfg, load_tokenizer):
+    """Cleans what ChatSettings name and prints what came out; `kind` is 'sft' or 'dpo'."""
+    weighted = [([path], weight) for path, weight in parse_weights(cfg.mix, "--mix")]
+    sources = weighted or [(cfg.input, None)]
+    files = [p for paths, _ in sources for p in expand_inputs(paths)]
+    if Path(cfg.output).resolve() in {p.resolve() for p in files}:
+        raise ValueError(f"--output {cfg.output} is one of the inputs; choose another name")
+    tokenizer = load_tokenizer(cfg.tokenizer)
+    count_tokens = lambda texts: sum(map(len, tokenizer.encode_batch(texts)))  # noqa: E731
+    filters = Filters(cfg.min_chinese, cfg.min_tokens, cfg.max_tokens, count_tokens)
+    meter = progress_meter(sum(map(size_of, files)), "reading")
+    written, drops, notes, taken = clean(kind, sources, cfg.output, filters, cfg.seed, cfg.allow_empty, meter)
+    print(f"{written:>11,}  records in {cfg.output}", f"({' + '.join(f'{n:,}' for n in taken)})" if cfg.mix else "")
+    for what, count in notes.most_common():
+        print(f"{count:>11,}  changed: {what}")
+    print(drops.table())

@@ -96,7 +96,7 @@ def mixture_of(cfg, groups):
         return Mixture("source", dict(enumerate(groups)), [weight for _, weight in parse_weights(cfg.mix, "--mix")])
     if not cfg.mix_domains:
         return None
-    weights, names = dict(parse_weights(cfg.mix_domains, "--mix_domains")), load_scorer(cfg.domains).names
+    weights, names = dict(parse_weights(cfg.mix_domains, "--mix_domains", "NAME")), load_scorer(cfg.domains).names
     if unknown := set(weights).difference(names):
         raise ValueError(f"--mix_domains: {cfg.domains} tells {', '.join(names)} apart, not {', '.join(unknown)}")
     return Mixture("domain", {names.index(n): i for i, n in enumerate(weights)}, list(weights.values()))

@@ -68,7 +68,7 @@ def leave_out(reason, part, document, drops, tokenizer):
     drops.add(reason, part.about["file"], line, text)
 
 
-def parse_weights(entries, flag):
+def parse_weights(entries, flag, what="PATH"):
     """['zh.jsonl:0.6', 'en.jsonl:0.4'] → [(name, weight)]; ValueError for a weight that is none."""
     weights = []
     for entry in entries:
@@ -78,7 +78,7 @@ def parse_weights(entries, flag):
         except ValueError:
             number = -1.0
         if not colon or not 0 < number < float("inf"):
-            raise ValueError(f"{flag} {entry} is not NAME:WEIGHT with a weight above 0, such as zh.jsonl:0.6")
+            raise ValueError(f"{flag} {entry} is not {what}:WEIGHT with a weight above 0, such as zh.jsonl:0.6")
         weights.append((name, number))
     return weights
 

@@ -51,6 +51,7 @@ def check(cfg):
         raise ValueError(f"--output {cfg.output} is one of the inputs; choose another name")
     if cfg.output and Path(cfg.output).exists() and not is_description(cfg.output):
         raise ValueError(f"--output {cfg.output} is there and holds something else; choose another name")
+    count_workers(cfg.num_workers, 0)
 
 
 def find_files(inputs):

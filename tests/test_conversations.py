@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from cleaning.chat_files import Filters, Seen, chinese_share, clean, parse_mix, record_at, share_out
+from cleaning.chat_files import Filters, chinese_share, clean, record_at, share_out
 from cleaning.conversations import conversation_of
 from cleaning.preferences import pair_of
+from cleaning.selection import parse_weights
+from cleaning.spool import key_of
 
 Q, A = "你好吗？", "我很好。"
 ONE = [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]
@@ -303,7 +305,7 @@ def test_filters_leave_out_what_they_name(tmp_path):
 
 def test_a_mix_has_its_ratio_repeats_nothing_and_is_the_same_for_a_seed(tmp_path):
     zh, en = write(tmp_path / "zh.jsonl", numbered(300)), write(tmp_path / "en.jsonl", numbered(100, "Q"))
-    sources = [([path], weight) for path, weight in parse_mix([f"{zh}:0.6", f"{en}:0.4"])]
+    sources = [([path], weight) for path, weight in parse_weights([f"{zh}:0.6", f"{en}:0.4"], "--mix")]
     outputs = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         written, _, _, taken = clean("sft", sources, tmp_path / f"{name}.jsonl", Filters(), seed)
@@ -319,7 +321,7 @@ def test_a_mix_has_its_ratio_repeats_nothing_and_is_the_same_for_a_seed(tmp_path
 @pytest.mark.parametrize("entry", ["zh.jsonl", "zh.jsonl:x", "zh.jsonl:0", "zh.jsonl:-1", "zh.jsonl:nan"])
 def test_a_weight_that_is_none_is_refused(entry):
     with pytest.raises(ValueError, match="PATH:WEIGHT"):
-        parse_mix([entry])
+        parse_weights([entry], "--mix")
 
 
 def test_nothing_usable_writes_nothing_and_says_why(tmp_path):
@@ -352,8 +354,9 @@ def test_a_pair_of_many_turns_is_a_pair_and_no_conversation(tmp_path):
     assert conversation_of(merged)[:2] == ({"conversations": ONE}, None)
 
 
-def test_seen_tells_apart_what_differs_in_tools():
-    seen = Seen()
-    assert seen.reason({"conversations": ONE}) is None
-    assert seen.reason({"conversations": ONE, "tools": [{"name": "x"}]}) is None
-    assert seen.reason({"conversations": ONE}) == "duplicate"
+def test_what_differs_in_tools_is_no_repeat_and_a_pair_is_known_whichever_side_was_chosen():
+    tools = {"conversations": ONE, "tools": [{"name": "x"}]}
+    assert key_of({"conversations": ONE}) != key_of(tools) and key_of(tools) == key_of(dict(reversed(tools.items())))
+    pair = {"conversations": ONE, "chosen": A, "rejected": WORSE}
+    (key, swapped), (other, other_way) = key_of(pair), key_of({**pair, "chosen": WORSE, "rejected": A})
+    assert key == other and swapped is not other_way
