@@ -18,14 +18,7 @@ FRESH = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONU
 OWN = {f.stem for f in ROOT.glob("*.py")} | {f.parent.name for f in ROOT.glob("*/__init__.py")} - {"tests"}
 
 # what takes long to import (an optimizer imports torch._dynamo when it is made), and tests that run in such processes
-SLOW = [
-    "torch._dynamo",
-    "torch.distributed.fsdp",
-    "scipy.stats",
-    "tokenizers",
-    "transformers.utils",
-    "safetensors.torch",
-]
+SLOW = ["torch._dynamo", "torch.distributed.fsdp", "scipy.stats", "tokenizers", "safetensors.torch"]
 TESTS = ["tests.test_kill", "tests.test_parallel", "tests.test_sharing"]
 
 context = multiprocessing.get_context("forkserver")
@@ -63,11 +56,8 @@ def be_python(words, said, env):
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(env)
-    writing = os.O_WRONLY | os.O_CREAT
-    for number, (file, how) in enumerate(
-        [(os.devnull, os.O_RDONLY), (f"{said}.out", writing), (f"{said}.err", writing)]
-    ):
-        os.dup2(os.open(file, how, 0o600), number)
+    for number, file in enumerate((os.devnull, f"{said}.out", f"{said}.err")):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
     sys.stdin, sys.stdout, sys.stderr = (open(n, "rww"[n], encoding="utf-8", closefd=False) for n in range(3))
     if words[0] == "-m":
         sys.argv = words[1:]
