@@ -1,7 +1,11 @@
 """A run killed with SIGKILL at random moments and started again ends bit-equal to one never stopped."""
 
 import itertools
+import multiprocessing
+import os
 import random
+import select
+import signal
 import time
 
 import numpy as np
@@ -16,6 +20,7 @@ from tests.warm import begin, context
 from trainer.checkpoint import load_file
 from trainer.loop import fit
 from trainer.run import Data
+from trainer.runtime import begin_worker
 
 STEPS, KILLS = 24, 5
 
@@ -112,3 +117,28 @@ def kill_and_compare(tmp_path, target, arguments, name):
     assert all(torch.equal(a, b) for a, b in zip(*tensors))
     weights = [load_file(tmp_path / which / f"{name}.pth") for which in ("whole", "killed")]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def work_for_ever(told):
+    begin_worker(0)
+    told.send(os.getpid())
+    signal.pause()
+
+
+def have_two_workers(told):
+    begin()
+    for _ in range(2):  # the first one's end of the pipe to its parent is inherited by the second
+        multiprocessing.Process(target=work_for_ever, args=(told,)).start()
+    signal.pause()
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the end of another's process is seen on Linux only")
+def test_loader_workers_end_with_a_process_that_is_killed():
+    mine, theirs = context.Pipe()
+    process = context.Process(target=have_two_workers, args=(theirs,))
+    process.start()
+    ends = [os.pidfd_open(mine.recv()) for _ in range(2)]
+    process.kill()
+    for end in ends:
+        assert select.select([end], [], [], 60)[0], "a worker lives on"
+        os.close(end)
