@@ -1,7 +1,6 @@
-"""How sure a score is: intervals and tests, from scipy."""
+"""How sure a score is: intervals and tests, from scipy, whose import takes longer than most of what is asked here."""
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE, RESAMPLES = 0.95, 10_000
 
@@ -10,12 +9,16 @@ def wilson(right, n):
     """95 % interval of a share: (low, high); (0, 1) of nothing. Source: Wilson 1927."""
     if n == 0:
         return 0.0, 1.0
+    from scipy import stats
+
     interval = stats.binomtest(right, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def p_of_guessing(right, n, chance=0.25):
     """Two-sided exact p-value of `right` or something rarer under guessing (binomial test)."""
+    from scipy import stats
+
     return float(stats.binomtest(right, n, chance).pvalue)
 
 
@@ -24,6 +27,8 @@ def macro_interval(accuracies, seed=0):
     values = np.asarray(accuracies, dtype=float)
     if len(values) < 2:
         return 0.0, 1.0
+    from scipy import stats
+
     rng = np.random.default_rng(seed)
     found = stats.bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=rng
@@ -37,5 +42,7 @@ def mcnemar(only_first, only_second):
     Args:
         only_first, only_second: questions that one of them has right and the other wrong.
     """
+    from scipy import stats
+
     n = only_first + only_second
     return float(stats.binomtest(only_first, n).pvalue) if n else 1.0

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers.utils import logging
 
 from inference.engine import Sampling, generate
 from model.huggingface import stock_name, to_stock
 
-logging.disable_progress_bar()  # transformers' own bars: loading takes no time here
 NORMS = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 SAMPLE = 64  # ids of the parity check
 
@@ -104,10 +102,18 @@ def stack_experts(tensors, layer, cfg):
             tensors[f"{layer}shared_expert.{part}_proj.weight"] = torch.zeros(cfg.dim * cfg.hidden_dim).view(shape)
 
 
+def hide_bars():
+    """Turns transformers' own progress bars off: loading takes no time here."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def to_stock_model(model, tokenizer):
     """A Transformer → stock LlamaForCausalLM or Qwen2MoeForCausalLM in eval mode, fp32."""
     from transformers import LlamaForCausalLM, Qwen2MoeForCausalLM
 
+    hide_bars()
     kind = Qwen2MoeForCausalLM if model.cfg.use_moe else LlamaForCausalLM
     stock = kind(stock_config(model.cfg, tokenizer))
     stock.load_state_dict(stock_state(model), strict=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from inference.export import NORMS
+from inference.export import NORMS, hide_bars
 from model.chat import load_tokenizer
 from model.huggingface import from_stock, own_name
 from model.LMConfig import LMConfig
@@ -105,6 +105,7 @@ def import_folder(folder):
     if not Path(folder, "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {folder}, so it is no Hugging Face model")
     cfg = read_config(folder)
+    hide_bars()
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     model = Transformer(cfg)
     load_strictly(model, own_state(stock.state_dict(), cfg), folder)

@@ -374,6 +374,7 @@ def test_draws_follow_the_probabilities_and_never_take_what_is_excluded():
     assert draw(p.log()[None], torch.tensor([[1 - 2**-24]])).tolist() == [3]
 
 
+@pytest.mark.no_cover
 def test_a_compiled_engine_writes_what_an_eager_one_writes(tokenizer, monkeypatch):
     # traced for changing shapes and made functional, not translated: C++ would take half a minute
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))

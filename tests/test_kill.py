@@ -2,7 +2,10 @@
 
 import itertools
 import multiprocessing
+import os
 import random
+import select
+import signal
 import time
 
 import numpy as np
@@ -13,18 +16,20 @@ from model.LMConfig import LMConfig
 from model.model import Transformer
 from tests.stages import SCRIPTS, make_base, make_data, run_stage
 from tests.test_training import CPU, ByteVocabulary, Rows, settings
+from tests.warm import begin, context
 from trainer.checkpoint import load_file
 from trainer.loop import fit
 from trainer.run import Data
+from trainer.runtime import begin_worker
 
 STEPS, KILLS = 24, 5
 
 
 def run(out_dir, moe, optimizer, workers):
     """One start of a training run; called in a process of its own, which may not live to its end."""
-    torch.set_num_threads(1)
+    begin()
     torch.manual_seed(3)
-    shape = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 320, "max_seq_len": 24}
+    shape = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 320, "max_seq_len": 24}
     model = Transformer(LMConfig(**shape, use_moe=moe, dropout=0.1))
     cfg = settings(out_dir, max_steps=STEPS, save_interval=2, log_interval=1, optimizer=optimizer, num_workers=workers)
     rows = Rows()
@@ -33,17 +38,9 @@ def run(out_dir, moe, optimizer, workers):
 
 def run_chat(out_dir, stage, folder):
     """One start of a later stage's script, with dropout, on the data and base model in `folder`."""
-    torch.set_num_threads(1)
+    begin()
     flags = ("--max_steps", STEPS, "--save_interval", 2, "--batch_size", 4, "--accumulation_steps", 2)
     run_stage(stage, folder, folder / "pretrain_32.pth", out_dir, *flags)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """A fork server that has imported everything, so that a start costs milliseconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_kill"])
-    return context
 
 
 def wait_for_a_step(process, log):
@@ -59,28 +56,28 @@ def wait_for_a_step(process, log):
     ("moe", "optimizer", "workers"),
     [(False, "adamw", 0), (False, "muon", 2), (True, "adamw", 2), (True, "muon", 0)],
 )
-def test_killed_at_random_moments_it_ends_bit_equal(tmp_path, processes, moe, optimizer, workers):
-    kill_and_compare(tmp_path, processes, run, (moe, optimizer, workers), "pretrain_64_moe" if moe else "pretrain_64")
+def test_killed_at_random_moments_it_ends_bit_equal(tmp_path, moe, optimizer, workers):
+    kill_and_compare(tmp_path, run, (moe, optimizer, workers), "pretrain_32_moe" if moe else "pretrain_32")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", SCRIPTS)
-def test_a_later_stage_that_is_killed_ends_bit_equal(tmp_path, processes, tokenizer_dir, stage):
+def test_a_later_stage_that_is_killed_ends_bit_equal(tmp_path, tokenizer_dir, stage):
     folder = tmp_path / "data"
     folder.mkdir()
     make_data(folder)
     make_base(folder, tokenizer_dir)
-    kill_and_compare(tmp_path, processes, run_chat, (stage, folder), f"{stage}_32")
+    kill_and_compare(tmp_path, run_chat, (stage, folder), f"{stage}_32")
 
 
-def kill_and_compare(tmp_path, processes, target, arguments, name):
+def kill_and_compare(tmp_path, target, arguments, name):
     """Runs `target` once undisturbed and once killed KILLS times; both must leave the same files.
 
     Args:
         target: called as target(out_dir, *arguments) in a process of its own.
         name: of the checkpoint that it writes, without .pth.
     """
-    whole = processes.Process(target=target, args=(tmp_path / "whole", *arguments))
+    whole = context.Process(target=target, args=(tmp_path / "whole", *arguments))
     whole.start()
     training = wait_for_a_step(whole, tmp_path / "whole" / f"{name}.jsonl")
     whole.join()
@@ -93,7 +90,7 @@ def kill_and_compare(tmp_path, processes, target, arguments, name):
         if attempt >= KILLS and max(reached) > 0:  # at least so many kills, and at least one of them after a save
             break
         log.unlink(missing_ok=True)
-        process = processes.Process(target=target, args=(victim, *arguments))
+        process = context.Process(target=target, args=(victim, *arguments))
         process.start()
         wait_for_a_step(process, log)
         time.sleep(chance.uniform(0, 8) * step_time)
@@ -105,7 +102,7 @@ def kill_and_compare(tmp_path, processes, target, arguments, name):
             for file in victim.glob(f"{name}*.*"):
                 file.unlink()
             reached.append(0)
-    last = processes.Process(target=target, args=(tmp_path / "killed", *arguments))
+    last = context.Process(target=target, args=(tmp_path / "killed", *arguments))
     last.start()
     last.join()
     assert last.exitcode == 0 and max(reached) > 0, reached
@@ -120,3 +117,28 @@ def kill_and_compare(tmp_path, processes, target, arguments, name):
     assert all(torch.equal(a, b) for a, b in zip(*tensors))
     weights = [load_file(tmp_path / which / f"{name}.pth") for which in ("whole", "killed")]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def work_for_ever(told):
+    begin_worker(0)
+    told.send(os.getpid())
+    signal.pause()
+
+
+def have_two_workers(told):
+    begin()
+    for _ in range(2):  # the first one's end of the pipe to its parent is inherited by the second
+        multiprocessing.Process(target=work_for_ever, args=(told,)).start()
+    signal.pause()
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the end of another's process is seen on Linux only")
+def test_loader_workers_end_with_a_process_that_is_killed():
+    mine, theirs = context.Pipe()
+    process = context.Process(target=have_two_workers, args=(theirs,))
+    process.start()
+    ends = [os.pidfd_open(mine.recv()) for _ in range(2)]
+    process.kill()
+    for end in ends:
+        assert select.select([end], [], [], 60)[0], "a worker lives on"
+        os.close(end)

@@ -294,8 +294,9 @@ def test_half_precision_autocast_stays_near_fp32_and_has_gradients(dtype, moe):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in ours.parameters())
 
 
+@pytest.mark.no_cover
 def test_compiled_equals_eager():
-    ours, ids = make(max_seq_len=140), ids_for(make(), length=140)
+    ours, ids = make(max_seq_len=100), ids_for(make(), length=100)  # a whole block of queries and a part of one
     eager = ours(ids, ids).loss
     gradients = torch.autograd.grad(eager, list(ours.parameters()))
     ours.compile()

@@ -75,6 +75,7 @@ def test_few_tokens_and_experts_with_adapters_go_one_after_the_other():
     assert not moe.can_group(model.layers[0].feed_forward.experts, visits)
 
 
+@pytest.mark.no_cover
 def test_the_layer_is_compiled_in_one_piece():
     made = layer()
     x, everyone = torch.randn(2, 80, 32), torch.ones(2, dtype=torch.bool)

@@ -14,7 +14,7 @@ from model.dataset import DPODataset
 from tests.ranks import on_two_ranks
 from tests.stages import ROOT, SCRIPTS, flags_of, make_base, make_data
 from tests.test_preference import SHAPE, transformer
-from tests.test_scripts import ENV
+from tests.warm import FRESH
 from trainer import parallel
 from trainer.config import TrainConfig
 from trainer.preference import reference_log_probs
@@ -76,6 +76,6 @@ def test_what_goes_wrong_on_the_main_rank_is_told_once(tmp_path, tokenizer_dir):
     flags[flags.index("--data_path") + 1] = str(tmp_path / "nowhere.jsonl")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     command = [sys.executable, *map(str, launch), SCRIPTS["full_sft"], *flags]
-    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=FRESH, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("error: no data at") == 1
     assert "[rank" not in done.stderr  # where a traceback of one of them would be

@@ -16,22 +16,27 @@ import torch
 from evaluation.multiple_choice import SCORINGS
 from model.chat import ChatTokenizer
 from tests.conftest import SENTENCES
+from tests.warm import FRESH, ROOT, python
 from trainer.checkpoint import load_file
 
-ROOT = Path(__file__).parent.parent
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONUTF8": "1"}
 SHAPE = "--dim 32 --n_layers 2 --n_heads 4 --n_kv_heads 2 --max_seq_len 32".split()
 QUICK = "--device cpu --dtype float32 --compile off --num_workers 0 --log_interval 1 --save_interval 5".split()
 
 
-def call(*words, code=0, **kwargs):
-    """Runs `python words…` in the project's root and returns its output; fails on another exit code or a traceback."""
-    command = [sys.executable, *map(str, words)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=ENV, capture_output=True, text=True, stdin=subprocess.DEVNULL, **kwargs
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == code, said
+def call(*words, code=0, world=1):
+    """Runs `python words…` in warm processes and returns their output; fails on another exit code or a traceback."""
+    return "".join(fine(said, ended_with, code) for ended_with, said in python(*words, world=world))
+
+
+def call_fresh(*words, code=0):
+    """The same in an interpreter of its own, as a person starts it."""
+    words = [sys.executable, *map(str, words)]
+    done = subprocess.run(words, cwd=ROOT, env=FRESH, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return fine(done.stdout + done.stderr, done.returncode, code)
+
+
+def fine(said, ended_with, code):
+    assert ended_with == code, said
     assert "Traceback" not in said, said
     return said
 
@@ -153,9 +158,12 @@ def test_two_ranks_end_where_one_process_ends(corpus, tmp_path, moe):
     # 42 rows in steps of 32 rows: the second step of each epoch is a partial window
     flags = ["--max_steps", 5, *moe]
     pretrain(corpus, tmp_path / "one", "--batch_size", 32, "--accumulation_steps", 1, *flags)
-    command = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29531, "1-pretrain.py"]
-    command += ["--data_path", corpus / "t.bin", "--out_dir", tmp_path / "two", *SHAPE, *QUICK]
-    call(*command, "--batch_size", 8, "--accumulation_steps", 2, *flags)
+    command = ["1-pretrain.py", "--data_path", corpus / "t.bin", "--out_dir", tmp_path / "two", *SHAPE, *QUICK]
+    command += ["--batch_size", 8, "--accumulation_steps", 2, *flags]
+    if moe:
+        call(*command, world=2)
+    else:  # once as torchrun starts them
+        call_fresh("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *command)
     name = "pretrain_32_moe.pth" if moe else "pretrain_32.pth"
     assert largest_difference(weights(tmp_path / "one", name), weights(tmp_path / "two", name)) < 1e-5
     logs = [tmp_path / w / name.replace(".pth", ".jsonl") for w in ("one", "two")]
@@ -166,11 +174,11 @@ def test_two_ranks_end_where_one_process_ends(corpus, tmp_path, moe):
 @pytest.mark.slow
 def test_one_failing_rank_ends_all(corpus, tmp_path):
     np.array([1, 5, 400, 2] * 50, dtype=np.uint16).tofile(tmp_path / "bad.bin")
-    command = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29532, "1-pretrain.py"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "1-pretrain.py"]
     tokenizer = json.loads((corpus / "t.json").read_text(encoding="utf-8"))["tokenizer"]
     command += ["--data_path", tmp_path / "bad.bin", "--tokenizer", tokenizer, "--out_dir", tmp_path, *SHAPE, *QUICK]
     done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120
+        [sys.executable, *map(str, command)], cwd=ROOT, env=FRESH, capture_output=True, text=True, timeout=120
     )
     assert done.returncode != 0 and "holds id 400" in done.stderr
 
@@ -183,7 +191,7 @@ def test_a_rank_that_is_killed_ends_all_within_a_minute_and_the_same_command_con
     command += ["--accumulation_steps", 1, "--save_interval", 2, "--eval_interval", 0]
     words = [str(c) for c in (sys.executable, *command, "--max_steps", 100_000)]
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(words, cwd=ROOT, env=ENV, **pipe)
+    process = subprocess.Popen(words, cwd=ROOT, env=FRESH, **pipe)
     for line in process.stdout:
         if line.startswith("step 3/"):
             ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
@@ -202,7 +210,7 @@ def test_a_rank_that_is_killed_ends_all_within_a_minute_and_the_same_command_con
 def test_a_signal_saves_and_the_same_command_continues(corpus, tmp_path, number, code):
     command = [sys.executable, "1-pretrain.py", "--data_path", corpus / "t.bin", "--out_dir", tmp_path, *SHAPE, *QUICK]
     command += ["--max_steps", 100_000, "--save_interval", 100_000, "--batch_size", 8, "--accumulation_steps", 1]
-    process = subprocess.Popen([str(c) for c in command], cwd=ROOT, env=ENV, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([str(c) for c in command], cwd=ROOT, env=FRESH, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("step 3/"):
             process.send_signal(number)
@@ -293,7 +301,7 @@ def test_a_disk_that_fills_up_during_a_save_keeps_the_one_before(corpus, tmp_pat
 
 def test_help_teaches():
     for script in ("1-pretrain.py", "2-eval.py", "data_process.py", "ceval_eval.py", "train_tokenizer.py"):
-        assert "reads" in call(script, "--help")
+        assert "reads" in call_fresh(script, "--help")
 
 
 def test_wandb_offline_writes_a_run(corpus, tmp_path):

@@ -9,8 +9,9 @@ import torch
 
 from model.LMConfig import LMConfig
 from model.model import Transformer
-from tests.ranks import free_port, on_ranks
+from tests.ranks import on_ranks
 from tests.test_training import MUON_ROUNDS, SHAPE, ByteVocabulary, Rows, difference, share_of_the_way
+from tests.warm import free_port
 from trainer import loop, parallel
 from trainer.checkpoint import load_file, load_model
 from trainer.config import TrainConfig

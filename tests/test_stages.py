@@ -6,8 +6,6 @@ import os
 import re
 import runpy
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ from model.batch import collate
 from model.chat import load_tokenizer
 from model.dataset import SFTDataset
 from tests.stages import ROOT, SCRIPTS, flags_of, make_base, make_data, run_stage
-from tests.test_scripts import ENV, call
+from tests.test_scripts import call
 from trainer.chat_stage import prepared
 from trainer.checkpoint import load_file, load_model
 from trainer.config import SFTConfig
@@ -84,11 +82,7 @@ def test_two_ranks_equal_one(data, base, tmp_path, stage):
         stage, data, start, tmp_path / "one", "--batch_size", 8, "--accumulation_steps", 1, "--max_steps", 4, *SLOW
     )
     flags = flags_of(stage, data, start, tmp_path / "two", "--batch_size", 4, "--accumulation_steps", 1, *SLOW)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, SCRIPTS[stage], *flags, "--max_steps", "4"], cwd=ROOT, env=ENV, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    call(SCRIPTS[stage], *flags, "--max_steps", 4, world=2)
     assert largest_difference(final(tmp_path / "one", stage), final(tmp_path / "two", stage)) < 1e-5
 
 

@@ -22,7 +22,7 @@ from trainer.optim import set_learning_rate
 from trainer.profiling import Profiler
 from trainer.reference import judged, reference_for
 from trainer.run import Run
-from trainer.runtime import Stopped, StopSignal, choose_compile, ignore_stop_signals, seed_step
+from trainer.runtime import Stopped, StopSignal, begin_worker, choose_compile, seed_step
 from trainer.sampler import RowOrder, StepSampler
 from trainer.schedule import lr_factor
 
@@ -262,7 +262,7 @@ def windows_of(run):
             num_workers=cfg.num_workers,
             pin_memory=run.runtime.device.type == "cuda",
             persistent_workers=cfg.num_workers > 0,
-            worker_init_fn=ignore_stop_signals,
+            worker_init_fn=begin_worker,
         )
     )
     for step_number in sampler.steps():

@@ -2,12 +2,14 @@
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import platform
 import re
 import shutil
 import signal
 import sysconfig
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,9 +209,20 @@ class Stopped(KeyboardInterrupt):
     """Raised after the save that a signal asked for; carries the exit code that shells expect."""
 
 
-def ignore_stop_signals(worker):
-    """Loader workers leave when the main process closes them; a ctrl-C in the terminal reaches the whole group."""
+def begin_worker(worker):
+    """What a loader worker does first: it leaves when the main process closes it, or is gone, and not by itself.
+
+    A ctrl-C in the terminal reaches the whole group. Without its main process, which may have been killed, a worker
+    would keep its memory for another five seconds, and for ever where a fork server started it.
+    """
     for number in (signal.SIGINT, StopSignal.SAVE):
         if number is not None:
             signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent():
+    """Waits for the end of the process that started this one, then ends this one."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
