@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data_process
-from evaluation import contamination
 from cleaning import grams
 from cleaning.grams import codes_of, finders, normalised, rolling_hashes, runs_of
+from evaluation import contamination
 from evaluation.contamination import search
 from evaluation.texts import Text
 from model.chat import load_tokenizer
