@@ -8,11 +8,10 @@ import re
 import sys
 import unicodedata
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from cleaning.grams import codes_of, finders, rolling_hashes
+from cleaning.grams import codes_of, rolling_hashes
 
 SPACE, DIGIT, SIGN, HAN, LATIN, KANA, HANGUL, LETTER = range(8)
 LANGUAGES = ("zh", "en", "ja", "ko", "other")
@@ -87,8 +86,8 @@ def few_digits(text, limit):
 def language_of(text):
     """The main language of a text, one of LANGUAGES, or None where it has no letter.
 
-    Told by script: Chinese has no kana, Japanese at least one in twenty of its letters. A text in Latin letters is
-    English if one word in twelve is among the commonest twenty; other languages and source code are "other".
+    Told by script: of Japanese letters about half are kana, and of a Chinese article on a Japanese film few. A text in
+    Latin letters is English if one word in twelve is among the commonest; other languages and source code are "other".
     """
     counts = counts_of(text)
     letters = counts[HAN:].sum()
@@ -103,7 +102,7 @@ def language_of(text):
         return "en" if len(ENGLISH.findall(sample)) * 12 >= len(WORD.findall(sample)) else "other"
     if counts[HANGUL] > 0.3 * east:
         return "ko"
-    return "ja" if counts[KANA] > 0.05 * east else "zh"
+    return "ja" if counts[KANA] > 0.2 * east else "zh"
 
 
 def in_languages(text, kept):
@@ -123,73 +122,84 @@ def chinese_enough(text, limit):
     return text, None
 
 
-class Repetition(NamedTuple):
-    """Shares of a text's characters, 0 to 1."""
-
-    lines: float  # in lines that stood before
-    run: float  # in the one run of `top` characters that is the most frequent
-    runs: float  # in runs of `long` characters that stood before
+TOP, LONG = 4, 16  # letters in a row, about the 2-grams and 8-grams of words in Gopher's rules
 
 
-TOP, LONG = 4, 20  # characters; about the 2-grams and 10-grams of words in Gopher's rules
-
-
-def repetition_of(text):
-    """Repetition of a text; of short runs, those without a space are counted."""
+def repeated_lines(text):
+    """Share of the characters that are in lines which stood before; space around a line is disregarded."""
     lines = [line for line in map(str.strip, text.split("\n")) if line]
     total = sum(map(len, lines))
-    again = total - sum(map(len, set(lines)))
-    codes = codes_of(text)
-    codes = codes[kinds_of_characters()[codes] != SPACE]
-    if len(codes) < 2 * LONG:
-        return Repetition(share(again, total), 0.0, 0.0)
-    top = np.sort(rolling_hashes(codes, TOP))
-    edges = np.flatnonzero(np.concatenate([[True], top[1:] != top[:-1], [True]]))
-    long = np.sort(rolling_hashes(codes, LONG))
-    return Repetition(
-        share(again, total),
-        # runs that overlap (哈哈哈哈哈) count once each, so that the share may exceed 1
-        float(np.diff(edges).max() - 1) * TOP / len(codes),
-        float((long[1:] == long[:-1]).sum() / len(long)),
-    )
+    return share(total - sum(map(len, set(lines))), total)
 
 
-def few_repeats(text, lines, run, runs):
-    """Shares of repeated text at most the three limits. Source: Gopher's rules (Rae et al. 2021, arXiv:2112.11446,
-    table A1), with characters instead of words; how much of ordinary text each meets was measured."""
-    found = repetition_of(text)
-    if found.lines > lines:
+def few_repeats(text, lines, phrase, passages):
+    """Repetition within three limits, all of them shares from 0 to 1.
+
+    Args:
+        lines: of the characters in lines that stood before.
+        phrase: of the letters in the most frequent TOP letters in a row; occurrences may overlap, as in 哈哈哈哈哈哈.
+        passages: of all LONG letters in a row, those that stood before.
+    Source: Gopher's rules (Rae et al. 2021, arXiv:2112.11446, table A1), of characters instead of words.
+    """
+    if repeated_lines(text) > lines:
         return None, "repeated lines"
-    if found.run > run:
+    codes = codes_of(text)
+    codes = codes[kinds_of_characters()[codes] >= HAN]  # a table's rulers and a poem's □□□□ are no phrase
+    if len(codes) < 2 * LONG:
+        return text, None
+    top = np.sort(rolling_hashes(codes, TOP))
+    edges = np.flatnonzero(top[1:] != top[:-1]) + 1
+    longest = int(np.diff(edges, prepend=0, append=len(top)).max())
+    if longest > 2 and longest * TOP > phrase * len(codes):
         return None, "repeated phrase"
-    if found.runs > runs:
-        return None, "repeated passages"
+    # A passage that stood before begins with TOP letters that stood before: mostly there are too few of those.
+    if len(top) - 1 - len(edges) > passages * (len(codes) - LONG + 1):
+        long = np.sort(rolling_hashes(codes, LONG))
+        if (long[1:] == long[:-1]).sum() > passages * len(long):
+            return None, "repeated passages"
     return text, None
+
+
+def pairs_of(text):
+    """A 20-bit hash of every two code points in a row: (len(text) - 1,) uint32."""
+    codes = codes_of(text)
+    return (codes[:-1] * np.uint32(0x9E3779B1) + codes[1:] * np.uint32(0x85EBCA77)) >> np.uint32(12)
 
 
 @functools.cache
 def blocked_words(path):
-    """A file with a word on each line (# begins a comment) → Grams that find them, in lower case."""
-    file = Path(path)
+    """A file with a word on each line (what follows a # is a comment) → ({first two characters: words}, table).
+
+    The table says of each hash of two characters whether a word may begin with them: (2^20,) bool.
+    """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no blocklist at {path}; write one word on each line of a UTF-8 file") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it first") from error
     words = {line.partition("#")[0].strip().lower() for line in lines} - {""}
-    if not words:
-        raise ValueError(f"{path} holds no word; write one on each line")
-    return finders(words)
+    short = [word for word in words if len(word) < 2]
+    if short or not words:
+        problem = (
+            f"the word {short[0]}, of one character, would drop nearly everything" if short else "there is no word"
+        )
+        raise ValueError(f"{path}: {problem}; write words of two characters or more, one on each line")
+    table, by_start = np.zeros(1 << 20, bool), {}
+    for word in sorted(words):
+        table[pairs_of(word[:2])] = True
+        by_start.setdefault(word[:2], []).append(word)
+    return by_start, table
 
 
 def not_blocked(text, path, limit):
-    """Fewer than `limit` words of the blocklist. Words of Latin letters count as whole words only."""
-    lowered, hits = text.lower(), 0
-    for grams in blocked_words(path):
-        for at, word in grams.find(lowered):
-            around = lowered[at - 1 : at] + lowered[at + len(word) : at + len(word) + 1]
-            hits += not (word.isascii() and any(c.isascii() and c.isalnum() for c in around))
-            if hits >= limit:
-                return None, "blocked words"
+    """Fewer than `limit` occurrences of blocked words. Words of Latin letters count as whole words only."""
+    (by_start, table), lowered, hits = blocked_words(path), text.lower(), 0
+    for at in np.flatnonzero(table[pairs_of(lowered)]).tolist():
+        for word in by_start.get(lowered[at : at + 2], ()):
+            if lowered.startswith(word, at):
+                around = lowered[max(0, at - 1) : at] + lowered[at + len(word) : at + len(word) + 1]
+                hits += not (word.isascii() and any(c.isascii() and c.isalnum() for c in around))
+        if hits >= limit:
+            return None, "blocked words"
     return text, None

@@ -53,7 +53,9 @@ def rolling_hashes(codes, n):
         if n & size:
             whole = run if whole is None else joined(whole, whole_size, run, size)
             whole_size += size
-        run, size = joined(run, size, run, size), 2 * size
+        if 2 * size <= n:
+            run = joined(run, size, run, size)
+        size *= 2
     return whole
 
 

@@ -37,16 +37,16 @@ class Rule:
 class RuleSettings:
     """The limits of the rules; each belongs to the rule that its help names first."""
 
-    max_broken: float = knob(0.005, "mojibake: largest share of unreadable characters in a text")
+    max_broken: float = knob(0.01, "mojibake: largest share of unreadable characters in a text")
     min_characters: int = knob(50, "length: fewest characters, spaces not counted")
     max_characters: int = knob(1_000_000, "length: most characters, spaces not counted")
-    max_signs: float = knob(0.4, "signs: largest share of punctuation and symbols")
-    max_digits: float = knob(0.3, "digits: largest share of digits")
+    max_signs: float = knob(0.5, "signs: largest share of punctuation and symbols")
+    max_digits: float = knob(0.4, "digits: largest share of digits")
     languages: list[str] = knob(lambda: ["zh", "en"], "language: main languages to keep", list(filters.LANGUAGES))
     min_chinese: float = knob(0.5, "chinese: smallest share of Chinese characters among the letters")
     max_line_repeats: float = knob(0.3, "repeats: largest share of characters in lines that stood before")
-    max_phrase: float = knob(0.2, "repeats: largest share of the most frequent four characters in a row")
-    max_passages: float = knob(0.5, "repeats: largest share of twenty characters in a row that stood before")
+    max_phrase: float = knob(0.3, "repeats: largest share of the most frequent four letters in a row")
+    max_passages: float = knob(0.5, "repeats: largest share of sixteen letters in a row that stood before")
     blocklist: str = knob("", "blocklist: file with a word on each line")
     blocked: int = knob(1, "blocklist: so many occurrences drop a text")
     exams: list[str] = knob(list, "exam: folders of exams in C-Eval's layout")
@@ -107,7 +107,7 @@ RULES = {
     ),
     "repeats": (
         "texts that repeat lines, phrases or passages are dropped",
-        lambda s: partial(filters.few_repeats, lines=s.max_line_repeats, run=s.max_phrase, runs=s.max_passages),
+        lambda s: partial(filters.few_repeats, lines=s.max_line_repeats, phrase=s.max_phrase, passages=s.max_passages),
     ),
     "blocklist": ("texts with words of a list are dropped", blocklist_rule),
     "exam": ("texts that contain an exam question are dropped", exam_rule),
