@@ -132,6 +132,14 @@ def repeated_lines(text):
     return share(total - sum(map(len, set(lines))), total)
 
 
+def windows_of(codes):
+    """Code points (n,) → every TOP of them in a row as one number: (n - 3,) uint64.
+
+    Of code points beyond the BMP the lower 16 bits count, so that TOP of them fill a number.
+    """
+    return np.ndarray(len(codes) - TOP + 1, np.uint64, codes.astype(np.uint16).tobytes(), strides=(2,))
+
+
 def few_repeats(text, lines, phrase, passages):
     """Repetition within three limits, all of them shares from 0 to 1.
 
@@ -147,13 +155,12 @@ def few_repeats(text, lines, phrase, passages):
     codes = codes[kinds_of_characters()[codes] >= HAN]  # a table's rulers and a poem's □□□□ are no phrase
     if len(codes) < 2 * LONG:
         return text, None
-    top = np.sort(rolling_hashes(codes, TOP))
-    edges = np.flatnonzero(top[1:] != top[:-1]) + 1
-    longest = int(np.diff(edges, prepend=0, append=len(top)).max())
-    if longest > 2 and longest * TOP > phrase * len(codes):
+    top = np.sort(windows_of(codes))
+    many = max(3, int(phrase * len(codes) / TOP) + 1)  # occurrences of one phrase that are too many
+    if (top[many - 1 :] == top[: 1 - many]).any():
         return None, "repeated phrase"
     # A passage that stood before begins with TOP letters that stood before: mostly there are too few of those.
-    if len(top) - 1 - len(edges) > passages * (len(codes) - LONG + 1):
+    if (top[1:] == top[:-1]).sum() > passages * (len(codes) - LONG + 1):
         long = np.sort(rolling_hashes(codes, LONG))
         if (long[1:] == long[:-1]).sum() > passages * len(long):
             return None, "repeated passages"

@@ -8,12 +8,13 @@ import re
 CODE = re.compile(r"^[ \t]*(```+|~~~+)[^\n]*\n.*?(?:^[ \t]*\1[ \t]*$|\Z)|(?<!`)(`+)[^`\n]+\2(?!`)", re.M | re.S)
 
 # fmt: off
-BLOCKS = ("address article aside blockquote body br caption center dd details dialog div dl dt fieldset figcaption figure "
-          "footer form h1 h2 h3 h4 h5 h6 head header hr html li main menu nav ol optgroup option p pre section summary "
-          "table tbody tfoot thead title tr ul")
+BLOCKS = ("address article aside blockquote body br caption center dd details dialog div dl dt fieldset figcaption "
+          "figure footer form h1 h2 h3 h4 h5 h6 head header hr html li main menu nav ol optgroup option p pre section "
+          "summary table tbody tfoot thead title tr ul")
+# the rest of what HTML has or had
 INLINE = ("a abbr acronym b base bdi bdo big button cite code col colgroup data del dfn em embed font frame frameset i "
-          "iframe img input ins kbd label legend link mark meta meter noframes param picture progress q rp rt ruby samp "
-          "select small source span strike strong sub sup time track tt u var video audio wbr area map")
+          "iframe img input ins kbd label legend link mark meta meter noframes param picture progress q rp rt ruby "
+          "samp select small source span strike strong sub sup time track tt u var video audio wbr area map")
 # fmt: on
 CELLS = "td th"
 UNSEEN = "script|style|template|noscript|svg|math|iframe|object|canvas|textarea"
@@ -38,8 +39,9 @@ AROUND_BREAK = re.compile(r"[ \t]*\n[ \t]*")
 MANY_BREAKS = re.compile(r"\n{3,}")
 
 TARGET = r"\([ \t]*<?(?=[^\s()]*[./#:])(?:[^\s()<>]|\([^\s()]*\))*>?(?:[ \t]+(?:\"[^\"\n]*\"|'[^'\n]*'))?[ \t]*\)"
-IMAGE = re.compile(rf"!\[([^\[\]\n]*)\](?:{TARGET}|\[[^\[\]\n]*\])(?:\{{[^{{}}\n]*\}})?")
-LINK = re.compile(rf"(?<![\\!])\[([^\[\]\n]+)\](?:{TARGET}|\[[^\[\]\n]+\](?=[^(:]|$))")
+IMAGE = re.compile(rf"!\[([^\[\]\n]*)\]{TARGET}(?:\{{[^{{}}\n]*\}})?")
+LINK = re.compile(rf"(?<![\\!])\[([^\[\]\n]+)\]{TARGET}")
+REFERENCE = re.compile(r"(?<![\\!])\[([^\[\]\n]+)\]\[[^\[\]\n]*\](?=[^(:]|$)")
 DEFINITION = re.compile(r"^ {0,3}\[(?!\^)[^\[\]\n]+\]:[ \t]+<?\S*[./#]\S*>?(?:[ \t]+[\"'(][^\n]*)?(?:\n|\Z)", re.M)
 
 
@@ -61,7 +63,8 @@ def strip_html(text):
     spaces mean one space, as a browser has it; in a text with some tags, line ends stay.
     """
     if "<" in text and ANY_TAG.search(text):
-        text = page_text(text) if IS_PAGE.search(text, 0, 2000) else outside_code(text, without_tags)
+        shown = page_text(text) if IS_PAGE.search(text, 0, 2000) else outside_code(text, without_tags)
+        text = shown.strip("\n") if shown != text else text
     if "&" in text and ENTITY.search(text):
         text = outside_code(text, unescaped)
     return text, None
@@ -71,7 +74,7 @@ def page_text(text):
     """A whole HTML page → its text, a line for each block; <pre> keeps its lines."""
     parts = PRE.split(HIDDEN.sub("", text))
     parts[::2] = [re.sub(r"[ \t\n]+", " ", part) for part in parts[::2]]
-    return without_tags("".join(parts)).strip("\n")
+    return without_tags("".join(parts))
 
 
 def without_tags(text):
@@ -96,15 +99,24 @@ def unescaped(text):
 
 
 def strip_markdown_links(text):
-    """str → (str, None), a rule: links and images in Markdown → their words; where they lead to goes."""
-    if "](" not in text and "][" not in text and "]:" not in text:
+    """str → (str, None), a rule: links and images in Markdown → their words; where they lead to goes.
+
+    [words][name] is a link only in a text that says where names lead; else it may be chemistry or an array.
+    """
+    if "](" not in text and "]:" not in text:
         return text, None
-    return outside_code(text, without_links), None
+    named = "]:" in text and DEFINITION.search(text)
+    return outside_code(text, without_named_links if named else without_links), None
 
 
 def without_links(text):
     """Images first: one may be the words of a link."""
-    return DEFINITION.sub("", LINK.sub(r"\1", IMAGE.sub(r"\1", text)))
+    return LINK.sub(r"\1", IMAGE.sub(r"\1", text))
+
+
+def without_named_links(text):
+    """The same, with links by name and the lines that say where they lead."""
+    return DEFINITION.sub("", REFERENCE.sub(r"\1", without_links(text)))
 
 
 @functools.cache

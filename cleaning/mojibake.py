@@ -43,8 +43,13 @@ def from_latin(text):
     text = WESTERN.sub(from_utf8, text)
     if len(ACCENTED.findall(text)) > 0.3 * len(text):  # so many only where the whole text was read wrongly
         text = WESTERN.sub(from_gbk, text)
-    runs = WESTERN.findall(text)
-    return text, sum(len(run) for run in runs if len(run) >= 6 and 2 * len(ACCENTED.findall(run)) >= len(run))
+        return text, sum(map(len, WESTERN.findall(text)))
+    return text, sum(len(run) for run in WESTERN.findall(text) if looks_like_utf8(run))
+
+
+def looks_like_utf8(run):
+    """Are a third of its characters such as the first bytes of UTF-8 are read as, and a third the others?"""
+    return len(run) >= 6 and len(run) <= 3 * len(ACCENTED.findall(run)) <= 2 * len(run)
 
 
 def from_chinese(text):
@@ -74,6 +79,6 @@ def repair_mojibake(text, max_broken):
     if AS_GBK.search(text):
         text, of_chinese = from_chinese(text)
     broken += of_chinese + sum(len(mark) for mark in UNKNOWN.findall(text))
-    if broken > max_broken * len(text):
+    if broken > 2 and broken > max_broken * len(text):  # one lost glyph is no fault of a short poem
         return None, "mojibake: read in a wrong encoding"
     return text, None

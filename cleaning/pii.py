@@ -63,113 +63,31 @@ CARD = re.compile(
 )
 # UnionPay 62, the old 9558, Visa, Mastercard, American Express, JCB. Source: ISO/IEC 7812 and the issuers' pages.
 CARD_NUMBER = re.compile(r"62\d{14,17}|9558\d{12,15}|4\d{15}|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|35\d{14}")
-PROVINCES = {
-    int(code)
-    for code in [
-        "11",
-        "12",
-        "13",
-        "14",
-        "15",
-        "21",
-        "22",
-        "23",
-        "31",
-        "32",
-        "33",
-        "34",
-        "35",
-        "36",
-        "37",
-        "41",
-        "42",
-        "43",
-        "44",
-        "45",
-        "46",
-    ]
-} | {
-    *range(50, 55),
-    *range(61, 66),
-    71,
-    81,
-    82,
-    83,
-}
+PROVINCES = {*range(11, 16), *range(21, 24), *range(31, 38), *range(41, 47), *range(50, 55), *range(61, 66), 71, 81, 82}
 ADDRESS = re.compile(r"(?:(?<![0-9A-Za-z_.])|(?<=IP)|(?<=ip))\d{1,3}(?:\.\d{1,3}){3}(?![0-9A-Za-z_]|\.[0-9])")
 EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+@/-])[A-Za-z0-9][A-Za-z0-9._%+-]*@(?:[A-Za-z0-9][A-Za-z0-9-]*\.)+(?P<top>[A-Za-z]{2,})"
     r"(?![A-Za-z0-9_@(-])"
 )
 URL = re.compile(
-    r"(?<![A-Za-z])(?i:(?:https?|ftp)://(?=[A-Za-z0-9\[])|www\.(?=[A-Za-z0-9-]+\.[A-Za-z0-9]))"
-    r"""[^\s"'<>`\\{}|^\x00-\x1f\x7f-\U0010ffff]+"""
+    r"(?<![A-Za-z])(?i:(?:https?|ftp)://(?=[A-Za-z0-9])|www\.(?=[A-Za-z0-9-]+\.[A-Za-z0-9]))"
+    r"""[^\s"'<>`\\{}|^\[\]\x00-\x1f\x7f-\U0010ffff]+"""
 )
 # Domains that are no country: the common ones. A two-letter ending is a country unless it is a programmer's file.
-TOPS = set(
-    [
-        "com",
-        "net",
-        "org",
-        "edu",
-        "gov",
-        "mil",
-        "int",
-        "info",
-        "biz",
-        "name",
-        "pro",
-        "mobi",
-        "asia",
-        "top",
-        "xyz",
-        "vip",
-        "club",
-        "site",
-        "online",
-        "shop",
-        "app",
-        "dev",
-        "tech",
-        "store",
-        "work",
-        "link",
-        "live",
-        "ltd",
-        "wang",
-        "ink",
-        "email",
-        "space",
-        "website",
-        "cloud",
-        "group",
-        "host",
-        "press",
-        "fun",
-        "art",
-        "world",
-        "today",
-        "media",
-        "news",
-        "blog",
-        "life",
-        "company",
-        "center",
-        "team",
-        "design",
-        "studio",
-        "photo",
-        "zone",
-        "museum",
-    ]
-)
-FILES = set(["js", "py", "ts", "md", "rs", "sh", "so"])
+# fmt: off
+TOPS = {"com", "net", "org", "edu", "gov", "mil", "int", "info", "biz", "name", "pro", "mobi", "asia", "top", "xyz",
+        "vip", "club", "site", "online", "shop", "app", "dev", "tech", "store", "work", "link", "live", "ltd", "wang",
+        "ink", "email", "space", "website", "cloud", "group", "host", "press", "fun", "art", "world", "today", "media",
+        "news", "blog", "life", "company", "center", "team", "design", "studio", "photo", "zone", "museum"}
+# fmt: on
+FILES = {"js", "py", "ts", "md", "rs", "sh", "so"}
 # What stands before a number that only looks like one of these, and after one that counts something.
 OTHER_NUMBER = re.compile(
     r"(?:(?:订单|单|流水|合同|编|序列|工|学|票据|受理|货|证书|批|案|发票|凭证|回执)(?:编?号码?|代码)|订单|QQ群?号?码?"
     r"|(?:\b|_)(?:u?id|ID)|\border\w*|\b[Nn]o\.?)[\"']?\s*(?:是|为)?\s*[:：=＝]?\s*[\"']?$|[第约]\s*$|[A-Za-z_]/$|\d:$"
 )
 AMOUNT = re.compile(r"\s*(?:亿|万|元|美元|吨|公里|千米|千克|光年|年|个|次|人|件|字节|比特|台|株|只|颗|倍|%)|\.[A-Za-z]")
+GROUP_BEFORE, GROUP_AFTER = re.compile(r"\d[ -]$"), re.compile(r" \d")
 VERSION = re.compile(r"(?:版本?号?|[Vv]ersion|[Vv]er\.?|[Rr]elease)\s*[:：]?\s*$")
 SHELL = re.compile(r"\b(?:ssh|scp|sftp|rsync)\b[^\n]*$")
 
@@ -186,10 +104,9 @@ def is_plain_number(text, match):
     """Does a run of digits stand by itself, not as an order number, an amount, or in a row of groups of digits?"""
     start, end = match.span()
     before = text[max(0, start - 20) : start]
-    grouped = not match[0].isdigit()
-    in_a_row = grouped and ((before[-2:-1].isdigit() and before[-1:] in (" ", "-")) or (text[end : end + 1] == " "
-                            and text[end + 1 : end + 2].isdigit()))  # fmt: skip
-    return not (in_a_row or OTHER_NUMBER.search(before) or AMOUNT.match(text, end))
+    if not match[0].isdigit() and (GROUP_BEFORE.search(before) or GROUP_AFTER.match(text, end)):
+        return False
+    return not (OTHER_NUMBER.search(before) or AMOUNT.match(text, end))
 
 
 def is_identity(text, match):
@@ -277,8 +194,13 @@ def find_urls(text):
     found = []
     for match in URL.finditer(text):
         url = match[0]
-        while url[-1] in ".,;:!?*)]" and not (url[-1] == ")" and url.count("(") >= url.count(")")):
-            url = url[:-1]
+        depth = 0
+        for at, character in enumerate(url) if ")" in url else ():
+            depth += (character == "(") - (character == ")")
+            if depth < 0:  # the bracket began before the address
+                url = url[:at]
+                break
+        url = url.rstrip(".,;:!?*")
         found.append(Found(match.start(), match.start() + len(url), "url"))
     return found
 
