@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data_process
+from cleaning import grams
+from cleaning.grams import codes_of, finders, normalised, rolling_hashes, runs_of
 from evaluation import contamination
-from evaluation.contamination import codes_of, finders, normalised, rolling_hashes, runs_of, search
+from evaluation.contamination import search
 from evaluation.texts import Text
 from model.chat import load_tokenizer
 from tests.test_scripts import call
@@ -59,7 +61,7 @@ def test_equal_runs_and_no_others_have_equal_hashes(text, n):
     hashes = rolling_hashes(codes_of(text), n).tolist()
     runs = [text[i : i + n] for i in range(len(text) - n + 1)]
     assert len(hashes) == len(runs)
-    powers = [pow(contamination.BASE, n - i, 2**64) for i in range(n)]
+    powers = [pow(grams.BASE, n - i, 2**64) for i in range(n)]
     assert hashes == [sum(ord(c) * p for c, p in zip(run, powers)) % 2**64 for run in runs]
 
 
@@ -73,9 +75,7 @@ def test_runs_are_found_where_python_finds_them(texts, questions, n):
 
 
 def test_hashes_that_agree_by_chance_are_no_hits(monkeypatch):
-    monkeypatch.setattr(
-        contamination, "rolling_hashes", lambda codes, n: np.zeros(max(0, len(codes) - n + 1), np.uint64)
-    )
+    monkeypatch.setattr(grams, "rolling_hashes", lambda codes, n: np.zeros(max(0, len(codes) - n + 1), np.uint64))
     assert found_in(["春夏秋冬春"], ["夏秋", "冬夏"]) == {"夏秋": 0}
 
 
