@@ -38,6 +38,7 @@ from cleaning.pretrain import PretrainSettings
 from cleaning.pretrain import run as write_corpus
 from cleaning.quality import QualitySettings, train
 from cleaning.readers import expand_inputs
+from cleaning.rules import RuleSettings
 from cleaning.stats import StatsSettings, stats
 from model.bin_data import bin_files, tokenizer_for
 from model.chat import DEFAULT_TOKENIZER, load_tokenizer
@@ -82,6 +83,7 @@ def parse(argv):
         )
     for name, cls in FLAGS.items():
         args.add_fields(known[name], cls)
+    args.add_fields(known["pretrain"].add_argument_group("limits of --rules"), RuleSettings)
     inspect = known["inspect"]
     inspect.add_argument("file", help="chats, preferences or a .bin")
     inspect.add_argument("number", nargs="?", type=int, default=0, help="which record, counted from 0 (default: 0)")
@@ -128,7 +130,9 @@ def main(argv=None):
     run = {
         "demo": demo,
         "inspect": inspect,
-        "pretrain": lambda cfg: write_corpus(settings(PretrainSettings, cfg), load_tokenizer),
+        "pretrain": lambda cfg: write_corpus(
+            settings(PretrainSettings, cfg), load_tokenizer, settings(RuleSettings, cfg)
+        ),
         "sft": lambda cfg: clean_chats("sft", settings(ChatSettings, cfg), load_tokenizer),
         "dpo": lambda cfg: clean_chats("dpo", settings(ChatSettings, cfg), load_tokenizer),
         "stats": lambda cfg: stats(settings(StatsSettings, cfg), load_tokenizer),

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from cleaning.minhash import NearDuplicates, band_keys
-from cleaning.normalize import clean_text
 from cleaning.parts import Part, make_missing, save_array
 from cleaning.pieces import encoder_of, framed
 from cleaning.readers import Drops
 from cleaning.repeated_lines import RepeatedLines, frequent_lines, line_keys, without_lines
+from cleaning.rules import RuleSettings, apply_rules, rules_for
 from cleaning.scorer import load_scorer
 
 
@@ -37,7 +37,8 @@ class Job:
     Attributes:
         folder: where parts lie.
         load_tokenizer, tokenizer: the function that loads a tokenizer folder, and the folder.
-        field: the field with the text, see text_of.
+        text_field: the field with the text, see text_of.
+        rules, limits: names of rules, and RuleSettings; see cleaning.rules.
         seed, val_fraction: decide which documents are held out.
         lines, frequent: RepeatedLines, and the .npy file of the keys of the lines that are left out; None: none are.
         quality, min_quality, domains: a scorer's file, the lowest score that stays, and another scorer's file.
@@ -47,7 +48,9 @@ class Job:
     folder: str
     load_tokenizer: object
     tokenizer: str
-    field: str | None = None
+    text_field: str | None = None
+    rules: tuple = ()
+    limits: RuleSettings = field(default_factory=RuleSettings)
     seed: int = 0
     val_fraction: float = 0.0
     lines: RepeatedLines | None = None
@@ -70,10 +73,12 @@ class Cleaned:
 
 def cleaned(job, unit):
     """A Unit → Cleaned: the rules that look at one document at a time."""
-    found = Cleaned()
+    found, rules = Cleaned(), rules_for(job.rules, job.limits)
     frequent = frequent_of(job.frequent) if job.frequent else ()
-    for line, raw in unit.located(found.drops, job.field):
-        text, reason = clean_text(raw)
+    for line, raw in unit.located(found.drops, job.text_field):
+        text, reason, changed = apply_rules(raw, rules)
+        if not reason:
+            found.changes.update(name for name in changed if name != "clean")
         if not reason and len(frequent):
             text, removed = without_lines(text, frequent, job.lines)
             found.changes["repeated lines left out"] += bool(removed)

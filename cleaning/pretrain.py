@@ -1,29 +1,31 @@
 """Raw records → clean, different texts → ids in the order and mixture asked for: `data_process.py pretrain`."""
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import platform
-import shutil
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cleaning.binfile import check_output, sha256_of
 from cleaning.cleaner import Job, find_repeated_lines, make_parts
 from cleaning.corpus import select, write_files
-from cleaning.files import code_digest, progress_meter, relative, room_for
+from cleaning.downloads import RECORD
+from cleaning.dry_run import dry_run
+from cleaning.files import code_digest, is_description, progress_meter, relative, room_for
 from cleaning.minhash import NearDuplicates, check_near_duplicates
 from cleaning.pieces import encoder_of
 from cleaning.readers import Drops, expand_inputs
 from cleaning.repeated_lines import RepeatedLines, check_repeated_lines
+from cleaning.rules import RuleSettings, rules_for
 from cleaning.scorer import load_scorer
 from cleaning.selection import ORDERS, Mixture, parse_weights
 from cleaning.settings import knob
 from cleaning.units import read_units
+from cleaning.work_folder import work_folder
 from cleaning.workers import count_workers
 
 NOT_RECORDED = ("input", "output", "tokenizer", "seed", "val_fraction", "num_workers")  # or recorded otherwise
@@ -38,6 +40,8 @@ class PretrainSettings:
     tokenizer: str
     seed: int = 0
     field: str | None = knob(None, "field with the text; unset: found by itself")
+    rules: list[str] = knob(list, "cleaning rules, or sets of them: web, books, light; a wrong name lists all")
+    dry_run: bool = knob(False, "show what the rules would do, and ten examples of each, and write nothing")
     val_fraction: float = knob(0.01, "share of the texts that is held out")
     mix: list[str] = knob(list, "PATH:WEIGHT instead of --input: draw from them in this ratio of tokens")
     max_repeats: float = knob(1.0, "with --mix: how often the texts of the scarcest source may be used")
@@ -65,6 +69,8 @@ class PretrainSettings:
             raise ValueError(f"--max_repeats {self.max_repeats}: a text is used at least once; give 1 or more")
         if (self.anneal or self.min_quality or self.order == "quality") and not self.quality:
             raise ValueError("--anneal, --min_quality and --order quality need scores: --quality out/quality.npz")
+        if self.dry_run and not self.rules:
+            raise ValueError("--dry_run shows what rules would do; name them: --rules web, or --rules html pii ...")
         if bool(self.input) == bool(self.mix):
             raise ValueError("name the raw files: --input PATH ..., or a mixture: --mix PATH:WEIGHT ...")
         if self.mix and self.mix_domains:
@@ -111,36 +117,19 @@ def size_and_time(path):
     return status.st_size, status.st_mtime_ns
 
 
-@contextlib.contextmanager
-def work_folder(output, identity):
-    """A folder beside `output` for parts; those of an interrupted run of the same `identity` are found in it again.
-
-    It is removed at the end, and after an error if nothing in it is worth keeping.
-    """
-    folder = Path(f"{output}.parts")
-    mark, text = folder / "job.json", json.dumps(identity, ensure_ascii=False, indent=1, default=str)
-    if folder.is_dir() and not (mark.is_file() and mark.read_text(encoding="utf-8") == text):
-        print(f"{folder} belongs to a run with other settings or files; starting anew")
-        shutil.rmtree(folder)
-    made = len(list(folder.glob("*.npz")))
-    if made:
-        print(f"going on with the {made:,} parts that are already in {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(text, encoding="utf-8")
-    done = False
-    try:
-        yield folder
-        done = True
-    finally:
-        if done or sys.exc_info()[0] is ValueError or not any(folder.glob("*.npz")):
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            print(f"finished parts stay in {folder}; the same command goes on from there", flush=True)
+def check_limits(rules, limits):
+    """ValueError for a limit that was set although no rule named by `rules` reads it."""
+    run = {rule.name for rule in rules_for(rules, limits)}
+    for f in dataclasses.fields(limits):
+        rule, default = f.metadata["help"].partition(":")[0], getattr(RuleSettings(), f.name)
+        if getattr(limits, f.name) != default and rule not in run:
+            raise ValueError(f"--{f.name} is a limit of the rule {rule}, which is not asked for: --rules {rule}")
 
 
-def described(cfg, tokenizer, sources, drops, changes):
+def described(cfg, limits, tokenizer, sources, drops, changes):
     """What the descriptions of all files of a corpus say: with it, the same files can be made again."""
     settings = {name: value for name, value in dataclasses.asdict(cfg).items() if name not in NOT_RECORDED}
+    settings |= {"limits": dataclasses.asdict(limits)} if cfg.rules else {}
     return {
         "vocab_size": tokenizer.vocab_size,
         "bos_id": tokenizer.bos_id,
@@ -157,24 +146,32 @@ def described(cfg, tokenizer, sources, drops, changes):
     }
 
 
-def run(cfg, load_tokenizer):
+def run(cfg, load_tokenizer, limits=None):
     """Raw files → `cfg.output`, its validation and annealing parts, with a description beside each.
 
     Args:
         cfg: PretrainSettings.
         load_tokenizer: loads a tokenizer folder.
+        limits: RuleSettings of cfg.rules; None: the usual ones.
     Raises:
         ValueError: nothing usable, or everything fell into the validation part; nothing is written.
     """
+    limits, start = limits or RuleSettings(), time.monotonic()
+    check_limits(cfg.rules, limits)
     files, groups = sources_of(cfg)
+    seen = {path: size_and_time(path) for path in files}
+    total = sum(size for size, _ in seen.values())
+    workers, units = count_workers(cfg.num_workers, total), partial(units_with_progress, files, cfg.field, total)
+    if cfg.dry_run:
+        dry_run(units("reading"), cfg.rules, limits, cfg.field, workers)
+        return
     mixture = mixture_of(cfg, groups)
     check_output(cfg.output, files, bool(cfg.shard_tokens))
     tokenizer = load_tokenizer(cfg.tokenizer)
     encoder_of(load_tokenizer, cfg.tokenizer)  # V ≤ 65,536
-    seen = {path: size_and_time(path) for path in files}
-    total, start = sum(size for size, _ in seen.values()), time.monotonic()
     identity = {
         "settings": {k: v for k, v in dataclasses.asdict(cfg).items() if k != "num_workers"},
+        "limits": dataclasses.asdict(limits),
         "tokenizer": tokenizer.hash,
         "files": [[str(path.resolve()), *seen[path]] for path in files],
         "scorers": [sha256_of(path) for path in (cfg.quality, cfg.domains) if path],
@@ -182,24 +179,10 @@ def run(cfg, load_tokenizer):
     }
     with room_for(cfg.output), work_folder(cfg.output, identity) as folder:
         # 1. Clean and encode, a few megabytes at a time, on all cores.
-        job = Job(
-            str(folder),
-            load_tokenizer,
-            cfg.tokenizer,
-            cfg.field,
-            cfg.seed,
-            cfg.val_fraction,
-            lines=RepeatedLines(cfg.repeated_lines) if cfg.repeated_lines else None,
-            quality=cfg.quality,
-            min_quality=cfg.min_quality,
-            domains=cfg.domains,
-            near=NearDuplicates(cfg.near_duplicates) if cfg.near_duplicates else None,
-        )
-        workers = count_workers(cfg.num_workers, total)
+        job = job_of(cfg, limits, folder, load_tokenizer)
         if job.lines:
-            units = read_units(files, cfg.field, progress_meter(total, "looking for repeated lines"))
-            job = dataclasses.replace(job, frequent=find_repeated_lines(job, units, workers))
-        parts = make_parts(job, read_units(files, cfg.field, progress_meter(total, "reading")), workers)
+            job = dataclasses.replace(job, frequent=find_repeated_lines(job, units("repeated lines"), workers))
+        parts = make_parts(job, units("reading"), workers)
         drops, changes = Drops(), Counter()
         for part in parts:
             drops.merge(part.drops())
@@ -209,18 +192,47 @@ def run(cfg, load_tokenizer):
         selection = select(parts, cfg, mixture, drops, tokenizer)
         n_train, n_val = selection.counts()
         if not n_train:
-            reason = f"no usable text in {', '.join(map(str, files))}; nothing written"
-            if n_val:
-                reason = (
-                    f"{n_val} text(s) fell into the validation part, none is left to train on; lower --val_fraction"
-                )
-            raise ValueError(f"{reason}\n{drops.table()}")
+            nothing = f"no usable text in {', '.join(map(str, files))}; nothing written"
+            kept = f"{n_val} text(s) fell into the validation part, none is left to train on; lower --val_fraction"
+            raise ValueError(f"{kept if n_val else nothing}\n{drops.table()}")
 
         # 3. Write.
-        sources = [{"path": str(p), "bytes": seen[p][0], "sha256": sha256_of(p)} for p in files if seen[p][0]]
-        description = described(cfg, tokenizer, sources, drops, changes) | {"uses": selection.uses}
+        sources = [source_of(path, seen[path][0]) for path in files if seen[path][0]]
+        description = described(cfg, limits, tokenizer, sources, drops, changes) | {"uses": selection.uses}
         counts = write_files(parts, selection, cfg.output, cfg.shard_tokens, description)
     report(counts, selection, drops, changes, total / 1e6, time.monotonic() - start)
+
+
+def units_with_progress(files, field, size, label):
+    """All Units of `files`, `size` bytes together, with a sign of life."""
+    return read_units(files, field, progress_meter(size, label))
+
+
+def job_of(cfg, limits, folder, load_tokenizer):
+    """The Job of PretrainSettings and RuleSettings."""
+    return Job(
+        folder=str(folder),
+        load_tokenizer=load_tokenizer,
+        tokenizer=cfg.tokenizer,
+        text_field=cfg.field,
+        rules=tuple(cfg.rules),
+        limits=limits,
+        seed=cfg.seed,
+        val_fraction=cfg.val_fraction,
+        lines=RepeatedLines(cfg.repeated_lines) if cfg.repeated_lines else None,
+        quality=cfg.quality,
+        min_quality=cfg.min_quality,
+        domains=cfg.domains,
+        near=NearDuplicates(cfg.near_duplicates) if cfg.near_duplicates else None,
+    )
+
+
+def source_of(path, size):
+    """What the description says of one source; its licence where `data_process.py download` has noted it."""
+    about = {"path": str(path), "bytes": size, "sha256": sha256_of(path)}
+    notes = (folder / RECORD for folder in list(path.parents)[:3])
+    note = next((file for file in notes if file.is_file() and is_description(file)), None)
+    return about | ({"licence": json.loads(note.read_text(encoding="utf-8")).get("licence")} if note else {})
 
 
 def report(counts, selection, drops, changes, megabytes, seconds):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import data_process
 from cleaning import formats, units
+from cleaning.files import DOWNLOADED
 from cleaning.quality import QualitySettings, train
 from cleaning.readers import Drops, read_records
 from cleaning.selection import best_share, hashed, in_order, mixed
@@ -284,9 +285,66 @@ def test_lines_that_many_documents_share_are_left_out(tmp_path, tokenizer_dir, c
     assert "11  changed: repeated lines left out" in said and "1  nothing but repeated lines" in said
 
 
+def test_rules_change_and_drop_what_they_say_and_are_recorded(tmp_path, tokenizer_dir, capsys):
+    texts = [*sentences(20), "手机13812345678，请打电话。" + sentences(1, 3)[0], "短", "1 2 3 4 5 " * 30]
+    save(tmp_path / "a.jsonl", texts)
+    flags = ["--val_fraction", 0, "--rules", "pii", "length", "digits", "--min_characters", 10]
+    run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", *flags)
+    written = texts_of(tmp_path / "p.bin", tokenizer_dir)
+    assert written[:20] == texts[:20] and len(written) == 21
+    assert "13812345678" not in written[20] and written[20].endswith(sentences(1, 3)[0])
+    about = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
+    assert sum(about["dropped"].values()) == 2 and about["changed"] == {"pii": 1}
+    assert about["settings"]["rules"] == ["pii", "length", "digits"]
+    assert about["settings"]["limits"]["min_characters"] == 10
+    said = capsys.readouterr().out
+    assert "1  changed: pii" in said and "too short: under 10 characters" in said
+
+
+def test_the_licence_that_a_download_has_noted_is_in_the_description(tmp_path, tokenizer_dir):
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    save(tmp_path / "set" / "data" / "a.jsonl", sentences(5))
+    licence = {"table": "CC BY-SA 4.0", "hub": None}
+    note = json.dumps({"format": DOWNLOADED, "licence": licence})
+    (tmp_path / "set" / "SOURCE.json").write_text(note, encoding="utf-8")
+    save(tmp_path / "b.jsonl", sentences(5, 1))
+    run(tokenizer_dir, [tmp_path / "set", tmp_path / "b.jsonl"], tmp_path / "p.bin", "--val_fraction", 0)
+    sources = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))["sources"]
+    assert [s.get("licence") for s in sources] == [licence, None]
+
+
+def test_a_dry_run_shows_ten_texts_a_rule_and_writes_nothing(tmp_path, tokenizer_dir, small_units, capsys):
+    short = [f"短{i}" for i in range(40)]
+    save(tmp_path / "a.jsonl", [t for pair in zip([t * 3 for t in sentences(40)], short) for t in pair])
+    shown = []
+    for workers in (0, 2):
+        flags = ["--rules", "length", "pii", "--dry_run", "--num_workers", workers]
+        run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", *flags)
+        shown.append(capsys.readouterr().out)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"] and shown[0] == shown[1]
+    assert (
+        "80 texts would meet" in shown[0] and "dropped 40 (50.00%)" in shown[0] and "40 texts would be left" in shown[0]
+    )
+    examples = [line for line in shown[0].splitlines() if "too short: under 50" in line]
+    assert len(examples) == 10 and len(set(examples)) == 10
+
+
+def test_a_folder_in_the_place_of_the_parts_that_holds_something_else_is_left_alone(tmp_path, tokenizer_dir):
+    save(tmp_path / "a.jsonl", sentences(3))
+    (tmp_path / "p.bin.parts").mkdir()
+    (tmp_path / "p.bin.parts" / "mine.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds something else"):
+        run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin")
+    assert (tmp_path / "p.bin.parts" / "mine.txt").read_text(encoding="utf-8") == "mine"
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--rules", "webb"], "no rule webb; there are mojibake"),
+        (["--min_characters", "5"], "limit of the rule length, which is not asked for"),
+        (["--rules", "exam"], "needs the folder of an exam"),
+        (["--dry_run"], "name them: --rules web"),
         (["--order", "quality"], "need scores: --quality"),
         (["--anneal", "1.5"], "--anneal 1.5 is not a share"),
         (["--mix", "a.jsonl:0"], "name the raw files"),

@@ -218,7 +218,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, corpus, tokenize
     run(tokenizer_dir, corpus, tmp_path / "p.bin", "--val_fraction", 0)
     before = (tmp_path / "p.bin").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # the operating system refuses byte 1,001 of any file
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))  # the operating system refuses byte 5,001 of any file
     try:
         with pytest.raises(
             OSError, match=r"no room for .*p\.bin\S*: [\d,]+ bytes were needed so far and [\d,]+ are free"
