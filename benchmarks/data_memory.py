@@ -2,9 +2,9 @@
 
     python benchmarks/data_memory.py --data_path my_texts/ --chats my_chats/ --megabytes 400 4096
 
-Each corpus is written by going through the raw files again and again; every copy of a text gets a number and has three of
-its characters made others, the same for the same seed, so that no text occurs twice. Peak memory is the largest sum of
-the resident sets of a command's processes, looked at every 50 ms; pages they share count in each.
+Each corpus is written by going through the raw files again and again; every copy of a text gets a number, and three of
+its characters are made others, the same for the same seed, so that no text occurs twice. Peak memory is the largest sum
+of the resident sets of a command's processes, looked at every 50 ms; pages they share count in each.
 """
 
 import argparse

@@ -21,13 +21,12 @@ PROSE = (
     "远处的山坡上，桃花开得正好，蜜蜂在花间忙碌，空气里有一股淡淡的香味。"
 )
 FREE = [name for name in RULES if name not in ("exam", "blocklist", "simplified")]  # need no file and no library
-TEXTS = st.text(st.characters(codec="utf-8"), max_size=60) | st.lists(
-    st.sampled_from(
-        ["<p>", "</div>", "<b", "&#7;", "&nbsp;", "&lt;", "```\n", "`", "\n", "首页", " > ", "版权所有", "中文", "é", "ä¸­æ–‡",
-         "锛",          "13812345678", "a@b.com", "http://x.cn/", "[a](b.c)", "。", "Ａ", "\u200b", "\x00", "\r\n", "e\u0301", "3"]
-    ),
-    max_size=25,
-).map("".join)  # fmt: skip
+# fmt: off
+PIECES = ["<p>", "</div>", "<b", "&#7;", "&nbsp;", "&lt;", "```\n", "`", "\n", "首页", " > ", "版权所有", "中文", "é", "3",
+          "ä¸­æ–‡", "锛", "13812345678", "a@b.com", "http://x.cn/", "[a](b.c)", "。", "Ａ", "\u200b", "\x00", "\r\n",
+          "e\u0301"]
+# fmt: on
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=60) | st.lists(st.sampled_from(PIECES), max_size=25).map("".join)
 
 
 # ---- names and settings ----------------------------------------------------------------------------------------------
@@ -170,7 +169,7 @@ def test_width_zero_width_and_blobs():
     ("written", "read"), [("utf-8", "latin-1"), ("gb2312", "latin-1"), ("gb2312", "cp1252"), ("utf-8", "gb18030")]
 )
 def test_text_read_in_a_wrong_encoding_is_read_again(written, read):
-    text = "中文的网页，是在国外服务器上读错的。ABC 123\n第二行也一样：“可以”。"  # in GBK pairs of bytes
+    text = "中文的网页，是在国外服务器上读错\nABC 123"  # an even number: read as GBK, all bytes are pairs
     wrong = text.encode(written).decode(read)
     assert wrong != text and repair_mojibake(wrong, 0.01) == (text, None)
 
@@ -263,10 +262,7 @@ def test_characters_are_counted_by_kind():
     [
         (PROSE, "zh"),
         ("先用 `pip install numpy` 安装这个库，然后写 import numpy as np", "zh"),
-        (
-            "《ガメラ 大怪獣空中決戦》是一九九五年上映的日本怪兽电影，由大映制作，金子修介执导，是系列的第九部作品。",
-            "zh",
-        ),
+        ("《ガメラ 大怪獣空中決戦》是一九九五年上映的日本怪兽电影，由大映制作，是系列的第九部，很受观众的欢迎。", "zh"),
         ("これは日本語の文章です。中国語のコーパスに混ざっていることがあります。", "ja"),
         ("이것은 한국어 문장입니다. 大韓民國", "ko"),
         ("The quick brown fox jumps over the lazy dog, and it is not the first.", "en"),
