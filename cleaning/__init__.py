@@ -1,12 +1,12 @@
 """Raw data → what is trained on. Stands alone: knows no model and no torch.
 
-Where to begin: `pretrain.py` (the command for text) and `chat_files.py` (for chats and preferences). Then by what one asks:
+Where to begin: `pretrain.py`, the command for text, and `chat_files.py`, the one for chats. Then by what one asks:
 
 files → records      encodings, formats, readers, units
-texts                normalize, rules (mojibake, markup, boilerplate, simplify, pii, filters, decontaminate), dry_run
+texts                normalize, rules (mojibake, markup, boilerplate, simplify, pii, filters, decontaminate), grams, exam_files, dry_run
 repeats              equal_keys, repeated_lines, shingles → minhash → near_duplicates
 scores               ngrams, calibration, scorer, quality, quality_report
-a corpus             workers, cleaner → parts, selection → corpus, work_folder, binfile
+a corpus             settings, workers, cleaner → parts, selection → corpus, work_folder, binfile
 ids                  bpe (learning a vocabulary), pieces, ranked
 chats                conversations, preferences, spool
 figures              scripts, histogram, tally, stats, stats_text, packed, urls

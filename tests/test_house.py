@@ -44,6 +44,11 @@ def test_imports_point_down(package):
         assert own <= BELOW[package] | {package}, f"{path.name} imports {own - BELOW[package]}"
 
 
+def test_the_map_of_cleaning_names_every_module():
+    named = set(re.findall(r"\w+", ast.get_docstring(tree(ROOT / "cleaning" / "__init__.py"))))
+    assert {p.stem for p in (ROOT / "cleaning").glob("*.py")} - {"__init__"} <= named
+
+
 def test_cleaning_knows_no_torch():
     assert not any("torch" in imported(p) for p in (ROOT / "cleaning").glob("*.py"))
 
