@@ -134,6 +134,12 @@ def test_tags_and_entities_go_and_what_only_looks_like_them_stays(text, expected
     assert strip_html(text) == (expected or text, None)
 
 
+def test_what_is_not_closed_hides_the_rest_of_a_page_and_nothing_of_a_text():
+    assert strip_html("<html><body>甲<!-- 乙")[0] == "甲"
+    assert strip_html("甲<!-- 乙") == ("甲<!-- 乙", None)
+    assert strip_html("甲<script>乙<b>丙</b>") == ("甲乙丙", None)
+
+
 @given(st.text("<>&;abcd甲乙 \n/=\"'p", max_size=40))
 @settings(max_examples=300, deadline=None)
 def test_text_that_was_escaped_for_a_page_comes_back(text):
