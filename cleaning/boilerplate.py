@@ -47,6 +47,7 @@ LINES = [
     r"(?:发布|更新|发表)(?:时间|日期|于)[:：][ \t]*\d{2,4}[-/年.]\d{1,2}[^\n]{0,30}",
 ]
 BAR = re.compile(rf"{SPACE}(?:{'|'.join(LINES)}){SPACE}")
+MANY_BREAKS = re.compile(r"\n{3,}")
 LONGEST_BAR, LONGEST_TAIL = 130, 45  # characters
 # A cheap look: a line without any of these has nothing to take out. Each begins with a plain character, for speed.
 HINT = re.compile(
@@ -82,4 +83,5 @@ def strip_boilerplate(text):
     kept = [kept_of(line) for line in lines]
     if kept == lines:
         return text, None
-    return "\n".join(line for line in kept if line is not None).strip("\n"), None
+    left = "\n".join(line for line in kept if line is not None)
+    return MANY_BREAKS.sub("\n\n", left).strip("\n"), None

@@ -44,7 +44,7 @@ PRE = re.compile(r"(<pre\b[^<>]*>(?:[^<]|<(?!pre\b))*?</pre\s*>)", re.I)
 # Only with its semicolon: &copy=1 in an address is no ©.
 ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 SPACES = re.compile(r"[ \t\n]+")
-AROUND_BREAKS = re.compile(r"\n[ ]*\n[ \t]*(?=\S)")
+AROUND_BREAKS = re.compile(r" *\n *\n[ \t]*(?=\S)")
 MANY_BREAKS = re.compile(r"\n{3,}")
 
 TARGET = r"\([ \t]*<?(?=[^\s()]*[./#:])(?:[^\s()<>]|\([^\s()]*\))*>?(?:[ \t]+(?:\"[^\"\n]*\"|'[^'\n]*'))?[ \t]*\)"
@@ -73,7 +73,7 @@ def strip_html(text):
     """
     if "<" in text:
         shown = page_text(text) if IS_PAGE.search(text, 0, 2000) else outside_code(text, without_tags)
-        text = shown.strip("\n") if shown != text else text
+        text = shown.strip("\n ") if shown != text else text
     if "&" in text and ENTITY.search(text):
         text = outside_code(text, unescaped)
     return text, None
