@@ -47,13 +47,15 @@ LINES = [
     r"(?:发布|更新|发表)(?:时间|日期|于)[:：][ \t]*\d{2,4}[-/年.]\d{1,2}[^\n]{0,30}",
 ]
 BAR = re.compile(rf"{SPACE}(?:{'|'.join(LINES)}){SPACE}")
+MANY_BREAKS = re.compile(r"\n{3,}")
 LONGEST_BAR, LONGEST_TAIL = 130, 45  # characters
 # A cheap look: a line without any of these has nothing to take out. Each begins with a plain character, for speed.
 HINT = re.compile(
-    "首页|主页|位置|登录|注册|关于我们|联系我们|网站地图|声明|隐私|广告服务|招聘信息|加入|帮助中心|意见反馈|收藏|手机版|返回|"
-    "上一|下一|全文|更多|详情|原文|大图|分享|扫|热门|猜你|友情|评论|阅读|浏览|点击|字体|字号|关注|订阅|二维码|来源|出处|转载|"
-    "转自|摘自|原载|未经|版权|著作权|opyright|COPYRIGHT|©|ights |ICP|网安备|编辑|责编|审核|校对|美编|作者|记者|文/图|图/文|"
-    "发布|更新|发表|Home|About|Contact|Login|点赞|转发|举报|打印|关闭|投诉|原标题|完[）)】]"
+    "首页|主页|位置|登录|注册|关于我们|联系我们|网站地图|声明|隐私|广告服务|招聘信息|加入|帮助中心|意见反馈|收藏|"
+    "手机版|返回|上一|下一|全文|更多|详情|原文|大图|分享|扫|热门|猜你|友情|评论|阅读|浏览|点击|字体|字号|关注|"
+    "订阅|二维码|来源|出处|转载|转自|摘自|原载|未经|版权|著作权|opyright|COPYRIGHT|©|ights |ICP|网安备|编辑|责编|"
+    "审核|校对|美编|作者|记者|文/图|图/文|发布|更新|发表|Home|About|Contact|Login|点赞|转发|举报|打印|关闭|投诉|"
+    "原标题|完[）)】]"
 )
 TAIL = re.compile(
     r"[ \t]*(?:[（(【\[](?:责任编辑|责编|编辑|实习编辑|值班编辑|记者|完|来源|转载自|转自|摘自|原标题)"
@@ -81,4 +83,5 @@ def strip_boilerplate(text):
     kept = [kept_of(line) for line in lines]
     if kept == lines:
         return text, None
-    return "\n".join(line for line in kept if line is not None).strip("\n"), None
+    left = "\n".join(line for line in kept if line is not None)
+    return MANY_BREAKS.sub("\n\n", left).strip("\n"), None

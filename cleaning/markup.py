@@ -16,26 +16,35 @@ INLINE = ("a abbr acronym b base bdi bdo big button cite code col colgroup data 
           "iframe img input ins kbd label legend link mark meta meter noframes param picture progress q rp rt ruby "
           "samp select small source span strike strong sub sup time track tt u var video audio wbr area map")
 # fmt: on
-CELLS = "td th"
+# what stands in the place of a tag with this name; both tags of a block begin a line, the end of a cell is a tab
+INSTEAD = dict.fromkeys(BLOCKS.split(), "\n") | dict.fromkeys((*INLINE.split(), "script", "style", "td", "th"), "")
+# a > inside a quoted attribute does not end the tag
+TAG = re.compile(
+    r"<(/?)([A-Za-z][A-Za-z0-9]{0,10})(?:\s[^<>\"']*(?:(?:\"[^\"<]{0,2000}\"|'[^'<]{0,2000}')[^<>\"']*)*)?/?>"
+)
 UNSEEN = "script|style|template|noscript|svg|math|iframe|object|canvas|textarea"
 
 
-def tag(names):
-    """Pattern of the opening and closing tags with these names; a > inside a quoted attribute does not end one."""
-    return rf"</?(?:{'|'.join(names.split())})(?:\s+(?:[^<>\"']|\"[^\"]*\"|'[^']*')*|\s*)/?>"
+def hidden(end):
+    """Pattern of what a browser does not show; `end` is what else may end it.
+
+    It may not begin anew inside: otherwise a text of nothing but beginnings would be read to its end from each.
+    """
+    return re.compile(
+        rf"<(?:!--(?:[^<]|<(?!!--))*?(?:-->{end})|!doctype[^<>]*>|\?xml[^<>]*>|!\[CDATA\["
+        rf"|({UNSEEN})\b[^<>]*>(?:[^<]|<(?!\1\b))*?(?:</\1\s*>{end}))|\]\]>",
+        re.I,
+    )
 
 
-ANY_TAG = re.compile(tag(f"{BLOCKS} {INLINE} {CELLS} script style"), re.I)
-BLOCK_TAG, CELL_TAG = re.compile(rf"[ \t]*{tag(BLOCKS)}", re.I), re.compile(tag(CELLS), re.I)
-INLINE_TAG = re.compile(tag(f"{INLINE} script style"), re.I)
-HIDDEN = re.compile(
-    rf"<!--.*?-->|<!doctype[^>]*>|<\?xml[^>]*>|<!\[CDATA\[|\]\]>|<({UNSEEN})\b[^>]*>.*?</\1\s*>", re.I | re.S
-)
+# In a page, what is not closed goes on to the end, as in a browser; in other texts it is no markup.
+HIDDEN_IN_PAGE, HIDDEN = hidden(r"|\Z"), hidden("")
 IS_PAGE = re.compile(r"<!doctype\s+html|<html[\s>]|<body[\s>]", re.I)
-PRE = re.compile(r"(<pre\b[^>]*>.*?</pre\s*>)", re.I | re.S)
+PRE = re.compile(r"(<pre\b[^<>]*>(?:[^<]|<(?!pre\b))*?</pre\s*>)", re.I)
 # Only with its semicolon: &copy=1 in an address is no ©.
 ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-AROUND_BREAK = re.compile(r"[ \t]*\n[ \t]*")
+SPACES = re.compile(r"[ \t\n]+")
+AROUND_BREAKS = re.compile(r" *\n *\n[ \t]*(?=\S)")
 MANY_BREAKS = re.compile(r"\n{3,}")
 
 TARGET = r"\([ \t]*<?(?=[^\s()]*[./#:])(?:[^\s()<>]|\([^\s()]*\))*>?(?:[ \t]+(?:\"[^\"\n]*\"|'[^'\n]*'))?[ \t]*\)"
@@ -62,9 +71,9 @@ def strip_html(text):
     Only names that HTML has count as tags, so List<String>, a < b and </s> stay. In a whole page, line ends and runs of
     spaces mean one space, as a browser has it; in a text with some tags, line ends stay.
     """
-    if "<" in text and ANY_TAG.search(text):
+    if "<" in text:
         shown = page_text(text) if IS_PAGE.search(text, 0, 2000) else outside_code(text, without_tags)
-        text = shown.strip("\n") if shown != text else text
+        text = shown.strip("\n ") if shown != text else text
     if "&" in text and ENTITY.search(text):
         text = outside_code(text, unescaped)
     return text, None
@@ -72,25 +81,26 @@ def strip_html(text):
 
 def page_text(text):
     """A whole HTML page → its text, a line for each block; <pre> keeps its lines."""
-    parts = PRE.split(HIDDEN.sub("", text))
-    parts[::2] = [re.sub(r"[ \t\n]+", " ", part) for part in parts[::2]]
+    parts = PRE.split(HIDDEN_IN_PAGE.sub("", text))
+    parts[::2] = [SPACES.sub(" ", part) for part in parts[::2]]
     return without_tags("".join(parts))
 
 
 def without_tags(text):
     """Block tags → line ends, cells → tabs, other tags and comments → nothing."""
-    if "<" not in text or not (ANY_TAG.search(text) or HIDDEN.search(text)):
+    if "<" not in text:
         return text
     text = HIDDEN.sub("", text)
-    blocks = BLOCK_TAG.sub("\n", CELL_TAG.sub(cell_break, text))
-    if blocks != text:
-        blocks = MANY_BREAKS.sub("\n\n", re.sub(r"[ \t]*\n[ ]*\n[ \t]*(?=\S)", "\n\n", blocks))
-    return INLINE_TAG.sub("", blocks)
+    shown = TAG.sub(instead_of, text)
+    if shown.count("\n") > text.count("\n"):  # two blocks that follow one another are one line's distance apart
+        shown = MANY_BREAKS.sub("\n\n", AROUND_BREAKS.sub("\n\n", shown))
+    return shown
 
 
-def cell_break(match):
-    """The end of a cell is a tab, its beginning nothing."""
-    return "\t" if match[0].startswith("</") else ""
+def instead_of(tag):
+    """What a reader sees in the place of a tag; a name that HTML has not stays."""
+    name = tag[2].lower()
+    return "\t" if tag[1] and name in ("td", "th") else INSTEAD.get(name, tag[0])
 
 
 def unescaped(text):

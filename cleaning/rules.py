@@ -43,7 +43,7 @@ class RuleSettings:
     max_signs: float = knob(0.5, "signs: largest share of punctuation and symbols")
     max_digits: float = knob(0.4, "digits: largest share of digits")
     languages: list[str] = knob(lambda: ["zh", "en"], "language: main languages to keep", list(filters.LANGUAGES))
-    min_chinese: float = knob(0.5, "chinese: smallest share of Chinese characters among the letters")
+    min_chinese: float = knob(0.3, "chinese: smallest share of Chinese characters among the letters")
     max_line_repeats: float = knob(0.3, "repeats: largest share of characters in lines that stood before")
     max_phrase: float = knob(0.3, "repeats: largest share of the most frequent four letters in a row")
     max_passages: float = knob(0.5, "repeats: largest share of sixteen letters in a row that stood before")

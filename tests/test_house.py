@@ -118,6 +118,7 @@ def test_every_public_piece_has_a_docstring(package):
 
 
 def test_every_setting_is_read_somewhere():
+    from cleaning.rules import RuleSettings
     from inference.engine import Sampling
     from model.LMConfig import LMConfig
     from trainer.config import LoRAConfig, PreferenceConfig, SFTConfig, TrainConfig
@@ -125,7 +126,7 @@ def test_every_setting_is_read_somewhere():
     trees = [tree(path) for path in FILES if path.name != "config.py"]  # which checks them, and uses none
     read = {node.attr for t in trees for node in ast.walk(t) if isinstance(node, ast.Attribute)}
     kept_for_minimind = {"ddp"}  # torchrun is recognised without it
-    for settings in (TrainConfig, SFTConfig, LoRAConfig, PreferenceConfig, LMConfig, Sampling):
+    for settings in (TrainConfig, SFTConfig, LoRAConfig, PreferenceConfig, LMConfig, Sampling, RuleSettings):
         unread = {f.name for f in dataclasses.fields(settings)} - read
         assert unread <= kept_for_minimind, f"{settings.__name__}: nothing reads {unread}"
 
