@@ -50,7 +50,9 @@ class RuleSettings:
     blocklist: str = knob("", "blocklist: file with a word on each line")
     blocked: int = knob(1, "blocklist: so many occurrences drop a text")
     exams: list[str] = knob(list, "exam: folders of exams in C-Eval's layout")
-    exam_run: int = knob(13, "exam: characters in a row that count as found")
+    exam_run: int = knob(
+        13, "exam: characters in a row that count as found; 20 spares texts that share a statute's name"
+    )
 
 
 def blocklist_rule(s):
