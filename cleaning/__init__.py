@@ -3,7 +3,8 @@
 Where to begin: `pretrain.py`, the command for text, and `chat_files.py`, the one for chats. Then by what one asks:
 
 files → records      encodings, formats, readers, units
-texts                normalize, rules (mojibake, markup, boilerplate, simplify, pii, filters, decontaminate), grams, exam_files, dry_run
+texts                normalize, rules (mojibake, markup, boilerplate, simplify, pii, filters, decontaminate), dry_run
+exams                exam_files, grams
 repeats              equal_keys, repeated_lines, shingles → minhash → near_duplicates
 scores               ngrams, calibration, scorer, quality, quality_report
 a corpus             settings, workers, cleaner → parts, selection → corpus, work_folder, binfile
