@@ -515,3 +515,29 @@ def test_the_falling_tail_reads_the_annealing_rows_alone_and_a_stopped_run_ends_
     with pytest.raises(OSError, match="power cut"):
         run(tmp_path / "c", dying_in(18))
     assert equal(other, run(tmp_path / "c", language_model_loss))
+
+
+def test_a_run_killed_behind_its_last_save_validates_when_started_again(tmp_path, monkeypatch):
+    rows = Rows()
+
+    def run(out_dir):
+        torch.manual_seed(3)
+        data = Data(rows, np.arange(90), rows, np.arange(90, 103))
+        fit(Transformer(LMConfig(**SHAPE)), CPU, settings(out_dir, eval_interval=4), "pretrain", ByteVocabulary(), data)
+        return json.loads((out_dir / "pretrain_32.json").read_text(encoding="utf-8"))
+
+    whole = run(tmp_path / "a")
+    validate = loop.validate
+
+    def power_cut(run):
+        if run.progress.step == 10:
+            raise OSError("power cut")
+        return validate(run)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
+        patch.setattr(loop, "validate", power_cut)
+        run(tmp_path / "b")
+    again = run(tmp_path / "b")
+    assert (again["val_step"], again["val_loss"]) == (10, whole["val_loss"]) and whole["val_step"] == 10
+    lines = [json.loads(x) for x in open(tmp_path / "b" / "pretrain_32.jsonl", encoding="utf-8")]
+    assert [r["step"] for r in lines if "val_loss" in r] == [4, 8, 10]

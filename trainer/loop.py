@@ -167,7 +167,7 @@ def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss
         fit_batch(model.to(runtime.device), runtime, cfg, data, loss_fn)
     run = Run(model, runtime, cfg, stage, tokenizer, data, loss_fn, save_weights)
     run.resume()
-    if run.progress.step >= run.total:
+    if run.progress.step >= run.total and not lacks_validation(run):
         runtime.say(
             f"{run.path} is finished: {run.progress.step} of {run.total} steps. "
             "To train more, raise --epochs or --max_steps; to start over: --fresh"
@@ -190,12 +190,18 @@ def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss
     return run.progress
 
 
+def lacks_validation(run):
+    """Was this run stopped between its last save and its last validation?"""
+    return len(run.data.val_rows) > 0 and run.progress.val_step != run.progress.step
+
+
 def train(run, model, log, stop):
     """The loop over steps: train, log, save, validate, until the end or a signal."""
     cfg, old_states = run.cfg, run.cfg.fresh
     model.train()
-    if cfg.init_from and run.progress.step == 0:
-        log_validation(run, log)  # what the stage starts from, so that one sees what it changes
+    if (cfg.init_from and run.progress.step == 0) or run.progress.step >= run.total:
+        # what the stage starts from, so that one sees what it changes; or what a run killed after its last save lacks
+        log_validation(run, log)
     meter, leaps, windows, profiler = Meter(run), LeapDetector(run.progress.leaps), windows_of(run), Profiler(run)
     while run.progress.step < run.total:
         at = run.progress.step
