@@ -63,11 +63,14 @@ class Conversation:
         finally:
             self.turns += [{"role": "user", "content": question}, answer_of(parts)]
 
-    def save(self, path):
-        """Writes the conversation as one line of the form that data_process.py sft reads."""
+    def line(self):
+        """The conversation as one line of JSON, in the form that data_process.py sft reads."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        line = json.dumps({"conversations": [*system, *self.turns]}, ensure_ascii=False) + "\n"
-        write_atomically(path, lambda f: f.write(line.encode("utf-8")))
+        return json.dumps({"conversations": [*system, *self.turns]}, ensure_ascii=False) + "\n"
+
+    def save(self, path):
+        """Writes that line to a file."""
+        write_atomically(path, lambda f: f.write(self.line().encode("utf-8")))
 
 
 def changed(sampling, name, text):
