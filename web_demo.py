@@ -11,8 +11,9 @@ address names what is set and the conversation, which the server remembers while
 """
 
 from inference.chat import Conversation
-from inference.opening import open_model
+from inference.opening import add_int8_flag, open_model
 from inference.page import answer, remembered_turns, settings, show_turn
+from model.int8 import to_int8
 from trainer import args
 from trainer.runtime import choose_device
 
@@ -22,6 +23,7 @@ def parse(argv):
     parser = args.make_parser(__doc__)
     args.add_flag(parser, "out_dir", default="out", help="where checkpoints and adapters are (default: out)")
     args.add_flag(parser, "device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add_int8_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -35,7 +37,8 @@ def main(argv=None):
 
     @st.cache_resource(max_entries=2, show_spinner="loading the model")
     def load(path, changed, adapter, device):
-        return open_model(path, adapter, typed.out_dir, choose_device(device))[:2]
+        model, tokenizer, *_ = open_model(path, adapter, typed.out_dir, choose_device(device))
+        return to_int8(model) if typed.int8 else model, tokenizer
 
     try:
         model, tokenizer = load(path, path.stat().st_mtime_ns, adapter, typed.device)

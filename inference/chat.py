@@ -8,6 +8,7 @@ from inference.engine import Sampling, generate, stream_parts
 from inference.opening import adapter_path
 from inference.text import until_stop
 from model.chat import answer_of
+from model.int8 import is_int8
 from model.lora import load_adapter, remove_lora
 from trainer.args import flag_type, parse_bool
 from trainer.checkpoint import write_atomically
@@ -115,6 +116,8 @@ def obey(conversation, command, out_dir):
         told = {**dataclasses.asdict(conversation.sampling), "history": conversation.history}
         return "  ".join(f"{k} {v}" for k, v in {**told, "system": conversation.system or "none"}.items())
     if name == "lora":
+        if is_int8(conversation.model):
+            raise ValueError("weights of 8 bits take no other adapter; start without --int8")
         if rest in ("", "off"):
             remove_lora(conversation.model)
             return "no adapter: this is the base"
