@@ -18,8 +18,9 @@ from pathlib import Path
 
 from inference.chat import Conversation
 from inference.engine import Sampling, continued
-from inference.opening import add_model_flags, open_typed, told
+from inference.opening import add_int8_flag, add_model_flags, open_typed, told
 from inference.terminal import BEGINNINGS, QUESTIONS, asked, converse, read_prompts, show, typed_lines
+from model.int8 import to_int8
 from trainer import args
 from trainer.checkpoint import is_chat_stage, prepare_out_dir, write_atomically
 
@@ -28,6 +29,7 @@ def parse(argv):
     """The command line → (namespace, Sampling)."""
     parser = args.make_parser(__doc__)
     add_model_flags(parser)
+    add_int8_flag(parser)
     args.add_flag(parser, "prompts", help="a prompt per line, or .jsonl (default: the standard prompts)")
     args.add_flag(parser, "out", help="write the answers to this .jsonl file")
     args.add_flag(parser, "mode", choices=["auto", "chat", "complete"], default="auto", help="auto: by the stage")
@@ -46,7 +48,7 @@ def opened(typed):
     chats = bool(adapter) or is_chat_stage(about.get("stage", path.stem))
     chats = typed.mode == "chat" or (typed.mode == "auto" and chats)
     print(told(model, about, path, adapter))
-    return model, tokenizer, path, chats
+    return to_int8(model) if typed.int8 else model, tokenizer, path, chats
 
 
 def main(argv=None):

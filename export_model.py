@@ -21,7 +21,7 @@ from inference.gguf_file import TYPES, save_gguf
 from inference.imports import import_folder, import_v1
 from inference.model_card import model_card, modelfile
 from inference.opening import open_model
-from model.lora import merged_state, remove_lora
+from model.lora import merge_lora
 from trainer import args
 from trainer.checkpoint import describe, save_weights, write_atomically
 
@@ -57,12 +57,8 @@ def source(typed):
         path = Path(typed.import_from)
         model, tokenizer = import_folder(path) if path.is_dir() else import_v1(path, typed.tokenizer)
         return model, tokenizer, {"stage": "pretrain"}, path
-    model, tokenizer, about, path, adapter = open_model(typed.model, typed.lora, typed.out_dir, "cpu", typed.tokenizer)
-    if adapter:
-        state = merged_state(model)
-        remove_lora(model)
-        model.load_state_dict(state, strict=True)
-    return model, tokenizer, about, path
+    model, tokenizer, about, path, _ = open_model(typed.model, typed.lora, typed.out_dir, "cpu", typed.tokenizer)
+    return merge_lora(model), tokenizer, about, path
 
 
 def upload(folder, repository, dry_run):

@@ -17,8 +17,10 @@ requests end (--drain_seconds) and refuses new ones; a second ctrl-C ends them.
 
 import os
 
-from inference.opening import add_model_flags, open_typed, told
+from inference.opening import add_int8_flag, add_model_flags, open_typed, told
 from inference.service import ServeConfig, Service
+from model.int8 import to_int8
+from model.lora import merge_lora
 from trainer import args
 from trainer.runtime import choose_compile, choose_dtype
 
@@ -27,6 +29,7 @@ def parse(argv):
     """The command line → (namespace, ServeConfig)."""
     parser = args.make_parser(__doc__)
     add_model_flags(parser)
+    add_int8_flag(parser)
     args.add_flag(parser, "host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     args.add_flag(parser, "port", type=int, default=8998, help="port; 0: any that is free (default: 8998)")
     args.add_flag(parser, "dtype", default="float32", help="format of the weights: float32, auto, bfloat16 or float16")
@@ -48,7 +51,9 @@ def main(argv=None):
     model, tokenizer, about, path, adapter = open_typed(typed)
     print(told(model, about, path, adapter))
     device = model.output.weight.device
-    model.to(choose_dtype(typed.dtype, device)[0])
+    merge_lora(model).to(choose_dtype(typed.dtype, device)[0])  # one adapter for all: beside the weights it costs time
+    if typed.int8:
+        to_int8(model)
     if cfg.compiled:
         choose_compile("on", device, 0)  # an error now, where nothing can be compiled
     service = Service(model, tokenizer, adapter.name if adapter else path.stem, cfg)

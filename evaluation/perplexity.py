@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from evaluation.texts import bin_documents, data_files, groups, text_documents
 from model.bin_data import read_sidecar
+from model.int8 import to_int8
 from trainer import args
 from trainer.checkpoint import newest, open_checkpoint, prepare_out_dir, provenance, save_json
 from trainer.runtime import Runtime, choose_device, choose_dtype
@@ -187,6 +188,8 @@ def prepare(path, files, typed, device):
 def evaluate(path, files, typed, runtime):
     """One model on all files → the object that --output writes, without the command."""
     model, tokenizer, context, stride = prepare(path, files, typed, runtime.device)
+    if typed.int8:
+        to_int8(model)
     total, found = Tally(), {}
     for file in files:
         with tqdm(total=file.stat().st_size, desc=file.name, unit="B", unit_scale=True, disable=None) as bar:
@@ -196,7 +199,8 @@ def evaluate(path, files, typed, runtime):
             raise ValueError(f"{file} holds no text")
         found[str(file)] = tally.summary()
         total.add(tally)
-    facts = {"context": context, "stride": stride, "dtype": str(runtime.dtype).removeprefix("torch.")}
+    dtype = str(runtime.dtype).removeprefix("torch.") + (", weights int8" if typed.int8 else "")
+    facts = {"context": context, "stride": stride, "dtype": dtype}
     return {"model": str(path), "tokenizer_hash": tokenizer.hash, "files": found, "total": total.summary(), **facts}
 
 
@@ -230,6 +234,7 @@ def parse(argv):
     args.add_flag(parser, "batch_tokens", type=int, metavar="N", help="positions at once (default: by the device)")
     args.add_flag(parser, "device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     args.add_flag(parser, "dtype", default="float32", help="float32, bfloat16, float16 or auto (default: float32)")
+    args.add_flag(parser, "int8", action="store_true", help="score the models with their weights rounded to 8 bits")
     args.add_flag(parser, "output", metavar="FILE.json", help="write the figures to this file")
     return parser.parse_args(argv)
 

@@ -8,6 +8,7 @@ from inference.engine import Sampling, generate, stream_parts
 from inference.opening import adapter_path
 from inference.text import until_stop
 from model.chat import answer_of
+from model.int8 import is_int8
 from model.lora import load_adapter, remove_lora
 from trainer.args import flag_type, parse_bool
 from trainer.checkpoint import write_atomically
@@ -63,11 +64,14 @@ class Conversation:
         finally:
             self.turns += [{"role": "user", "content": question}, answer_of(parts)]
 
-    def save(self, path):
-        """Writes the conversation as one line of the form that data_process.py sft reads."""
+    def line(self):
+        """The conversation as one line of JSON, in the form that data_process.py sft reads."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        line = json.dumps({"conversations": [*system, *self.turns]}, ensure_ascii=False) + "\n"
-        write_atomically(path, lambda f: f.write(line.encode("utf-8")))
+        return json.dumps({"conversations": [*system, *self.turns]}, ensure_ascii=False) + "\n"
+
+    def save(self, path):
+        """Writes that line to a file."""
+        write_atomically(path, lambda f: f.write(self.line().encode("utf-8")))
 
 
 def changed(sampling, name, text):
@@ -112,6 +116,8 @@ def obey(conversation, command, out_dir):
         told = {**dataclasses.asdict(conversation.sampling), "history": conversation.history}
         return "  ".join(f"{k} {v}" for k, v in {**told, "system": conversation.system or "none"}.items())
     if name == "lora":
+        if is_int8(conversation.model):
+            raise ValueError("weights of 8 bits take no other adapter; start without --int8")
         if rest in ("", "off"):
             remove_lora(conversation.model)
             return "no adapter: this is the base"

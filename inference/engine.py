@@ -78,7 +78,7 @@ def generate(model, ids, sampling, stop_ids=()):
     fresh = (
         text[-limit:] if sampling.overflow == "stop" else text[-max(limit // 2, 1) :] if len(text) >= limit else text
     )
-    cache = KVCache(model.cfg, 1, limit, device, model.output.weight.dtype)
+    cache = KVCache(model.cfg, 1, limit, device, model.norm.weight.dtype)
     for _ in range(sampling.max_new_tokens):
         logits = model(torch.tensor([fresh], device=device), cache=cache, last_only=True).logits[:, -1]  # (1, V)
         logits = penalise(logits, text, len(ids), sampling)
@@ -148,7 +148,7 @@ class Engine:
 
     def __init__(self, model, tokenizer, slots=32, budget=1024, reuse=True, compiled=False):
         self.model, self.tokenizer, self.slots, self.budget, self.reuse = model, tokenizer, slots, budget, reuse
-        self.limit, weight = model.cfg.max_seq_len, model.output.weight
+        self.limit, weight = model.cfg.max_seq_len, model.norm.weight
         self.next_logits = torch.compile(next_logits, dynamic=True) if compiled else next_logits
         self.cache = SlotCache(model.cfg, slots, self.limit, weight.device, weight.dtype)
         self.waiting, self.running = deque(), []

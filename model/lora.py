@@ -128,6 +128,15 @@ def merged_state(model):
     return state | {f"{name}.weight": module.merged() for name, module in adapted(model).items()}
 
 
+def merge_lora(model):
+    """Puts the adapters into the weights; the model is then as fast as its base. Returns it."""
+    if adapted(model):
+        state = merged_state(model)
+        remove_lora(model)
+        model.load_state_dict(state, strict=True)
+    return model
+
+
 def peft_tensors(model):
     """The adapter as `peft` names and lays it out: {name: tensor}."""
     tensors = {}

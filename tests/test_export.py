@@ -99,22 +99,59 @@ def test_greedy_text_of_256_tokens_is_the_same_in_stock_transformers(tmp_path):
     assert "| tokens | 1,234 |" in card and "pretrain_32.pth" in card
 
 
-def test_an_adapter_is_merged_on_the_way_out(tmp_path):
-    base = make_model()
-    path = saved(base, tmp_path)
-    adapter = Adapter(rank=4)
-    adapted = add_lora(make_model(), adapter)
+def save_with_adapter(folder):
+    """Writes a base model and its adapter, lora_x_32/ → (base, the same with the adapter on, path of the base)."""
+    base, adapted = make_model(), add_lora(make_model(), Adapter(rank=4))
+    path = saved(base, folder)
     with torch.no_grad():
         for name, p in adapted.named_parameters():
             if name.endswith("lora_B"):
                 p.normal_(0.0, 0.2)
-    cfg = LoRAConfig(data_path="", out_dir=str(tmp_path), init_from=str(path), rank=4)
-    save_adapter(cfg, tmp_path / "lora_x_32.pth", adapted, describe(base.cfg, "lora_x", load_tokenizer()))
+    cfg = LoRAConfig(data_path="", out_dir=str(folder), init_from=str(path), rank=4)
+    save_adapter(cfg, folder / "lora_x_32.pth", adapted, describe(base.cfg, "lora_x", load_tokenizer()))
+    return base, adapted.eval(), path
+
+
+def test_an_adapter_is_merged_on_the_way_out(tmp_path):
+    base, adapted, path = save_with_adapter(tmp_path)
     script("--model", path, "--lora", tmp_path / "lora_x_32", "--output", tmp_path / "hf")
     merged, _ = import_folder(tmp_path / "hf")
     ids = torch.randint(3, 6400, (1, 30))
-    assert torch.allclose(merged(ids).logits, adapted.eval()(ids).logits, atol=1e-4)
+    assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-4)
     assert not torch.allclose(merged(ids).logits, base(ids).logits, atol=1e-2)
+
+
+@torch.no_grad()
+def test_peft_puts_the_adapter_onto_the_folder_of_its_base(tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    _, adapted, path = save_with_adapter(tmp_path)
+    script("--model", path, "--output", tmp_path / "hf")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(stock, tmp_path / "lora_x_32").eval()
+    ids = torch.randint(3, 6400, (1, 30))
+    assert torch.allclose(theirs(ids).logits, adapted(ids).logits, atol=1e-4)
+
+
+def test_trl_trains_on_from_the_folder_where_we_are(tmp_path):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    model = make_model()
+    script("--model", saved(model, tmp_path), "--output", tmp_path / "hf")
+    chat = [{"role": "user", "content": "春天来了"}, {"role": "assistant", "content": "小河边的柳树发了芽。"}]
+    settings = {"max_steps": 2, "per_device_train_batch_size": 1, "learning_rate": 1e-3, "logging_steps": 1}
+    settings |= {"use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True, "bf16": False}
+    data = Dataset.from_list([{"messages": chat}] * 2)
+    trainer = SFTTrainer(str(tmp_path / "hf"), SFTConfig(str(tmp_path / "run"), **settings), train_dataset=data)
+    trainer.train()
+    first, second = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    [ours] = load_tokenizer().encode_chats([(chat, ())])
+    ids = torch.tensor([[*ours.ids.tolist(), *load_tokenizer().encode("\n")]])  # which the template writes behind </s>
+    with torch.no_grad():
+        expected = model(ids[:, :-1], ids[:, 1:]).loss / (ids.shape[1] - 1)
+    assert first == pytest.approx(float(expected), rel=1e-3) and second < first
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from inference.page import parted
 from tests.stages import make_base
 
 testing = pytest.importorskip("streamlit.testing.v1", reason="needs pip install -r requirements-serve.txt")
@@ -27,7 +28,7 @@ def slider(page, name):
 
 
 def button(page, name):
-    return next(b for b in page.sidebar.button if b.label == name)
+    return next((b for b in page.button if b.label == name), None)
 
 
 def turns(page):
@@ -35,7 +36,7 @@ def turns(page):
 
 
 def test_a_question_is_answered_and_asked_again(page):
-    assert not page.exception and button(page, "Again").disabled
+    assert not page.exception and not button(page, "Again")
     page.chat_input[0].set_value("春天").run()
     first = turns(page)
     assert not page.exception and [role for role, _ in first] == ["user", "assistant"] and first[0][1] == "春天"
@@ -45,14 +46,21 @@ def test_a_question_is_answered_and_asked_again(page):
     assert turns(page) == []
 
 
-def test_reasoning_is_folded(page):
-    page.session_state["turns"] = [
-        {"role": "user", "content": "1+1?"},
-        {"role": "assistant", "content": "2", "reasoning_content": "one and one"},
-    ]
-    page.run()
-    assert page.expander[0].label == "reasoning" and page.expander[0].text[0].value == "one and one"
-    assert page.chat_message[1].markdown[0].value == "2"
+def test_reasoning_is_told_from_the_answer_from_its_first_word_on():
+    pieces = ["<think>", "\none ", "and one\n", "</think>", "\n\n", "2 ", "<think>"]
+    told = [parted("".join(pieces[: n + 1])) for n in range(len(pieces))]
+    assert [thought for thought, _ in told] == ["", "one ", "one and one\n", *["one and one"] * 4]
+    assert [said for _, said in told] == ["", "", "", "", "", "2 ", "2 <think>"]
+    assert parted("2 <think>no") == ("", "2 <think>no")
+
+
+def test_reasoning_is_folded(page, monkeypatch):
+    pieces = [("<think>", True), ("\none and one\n", False), ("</think>", True), ("\n\n2", False)]
+    monkeypatch.setattr("inference.chat.stream_parts", lambda *_: iter(pieces))
+    page.chat_input[0].set_value("1+1?").run()
+    assert page.expander[0].label == "reasoning" and not page.expander[0].proto.expanded
+    assert page.expander[0].text[0].value == "one and one"
+    assert [m.value for m in page.chat_message[1].markdown] == ["2"]
 
 
 def test_a_question_that_does_not_fit_is_told(page):

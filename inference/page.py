@@ -1,0 +1,106 @@
+"""The parts of the chat page: the controls, what was said, and the answer while it is written.
+
+`st` is the streamlit module everywhere here, so that nothing needs it installed but the page itself.
+"""
+
+import contextlib
+import dataclasses
+import re
+import uuid
+from pathlib import Path
+
+from inference.engine import Sampling
+
+THOUGHT = re.compile(r"<think>\n?(.*?)(?:\n?</think>\s*|\Z)(.*)", re.DOTALL)  # either part may be unfinished
+SLIDERS = {  # field of Sampling: lowest, highest, step
+    "temperature": (0.0, 2.0, 0.05),
+    "top_p": (0.05, 1.0, 0.05),
+    "top_k": (0, 200, 1),
+    "repetition_penalty": (1.0, 2.0, 0.05),
+    "max_new_tokens": (16, 1024, 16),
+}
+REMEMBERED = 1000  # conversations
+
+
+def checkpoints(out_dir):
+    """The .pth files of a folder, the newest first."""
+    found = [p for p in Path(out_dir).glob("*.pth") if not p.stem.endswith("_resume")]
+    return sorted(found, key=lambda p: -p.stat().st_mtime_ns)
+
+
+def remembered_turns(st):
+    """The turns of the conversation that the page's address names; a new one if it names none."""
+
+    @st.cache_resource(max_entries=REMEMBERED)
+    def turns_of(chat):
+        return []
+
+    if "chat" not in st.query_params:
+        st.query_params["chat"] = uuid.uuid4().hex  # cannot be guessed
+    return turns_of(st.query_params["chat"])
+
+
+def parted(text):
+    """What a model has written so far → (its thoughts, its answer)."""
+    found = THOUGHT.match(text)
+    return found.groups() if found else ("", text)
+
+
+def show_turn(st, turn):
+    """What was said: a person's words as they were typed, a model's as Markdown, its thoughts folded."""
+    if turn["role"] == "user":
+        st.text(turn["content"])
+        return
+    if turn.get("reasoning_content"):
+        with st.expander("reasoning"):
+            st.text(turn["reasoning_content"])
+    st.markdown(turn["content"] or "…")
+    for call in turn.get("tool_calls") or []:
+        st.json(call)
+
+
+def settings(st, typed):
+    """The controls on the left → (path, adapter folder or None, system prompt, Sampling)."""
+    paths = {p.stem: p for p in checkpoints(typed.out_dir)}
+    if not paths:
+        st.error(f"No checkpoint in {typed.out_dir}. Make one with: python 1-pretrain.py, or: make demo")
+        st.stop()
+    adapters = {p.parent.name: p.parent for p in sorted(Path(typed.out_dir).glob("*/adapter_config.json"))}
+    kept = lambda key: {"key": key, "bind": "query-params"}  # noqa: E731 — in the address, so that reloading keeps it
+    with st.sidebar:
+        path = paths[st.selectbox("model", list(paths), **kept("model"))]
+        adapter = adapters.get(st.selectbox("adapter", ["none", *adapters], **kept("adapter")))
+        system = st.text_area("system prompt", "", height=80, **kept("system"))
+        defaults, chosen = Sampling(), {}
+        for field in dataclasses.fields(Sampling):
+            if field.name in SLIDERS:
+                low, high, step = SLIDERS[field.name]
+                value, text = getattr(defaults, field.name), field.metadata["help"]
+                chosen[field.name] = st.slider(field.name, low, high, value, step, help=text, **kept(field.name))
+        seed = st.text_input("seed", "", help="a number makes answers repeatable", **kept("seed"))
+        chosen["seed"] = int(seed) if seed.strip().isdecimal() else None
+    return path, adapter, system, Sampling(**chosen)
+
+
+def answer(st, conversation, question):
+    """Streams the model's answer into the page; False, with what is wrong, where the question does not fit."""
+    with st.chat_message("assistant"):
+        above, place, below = st.empty(), st.empty(), st.empty()
+        place.markdown("▌")
+        # pressing any button ends this run of the page; what was written till then is kept
+        below.button("Stop", type="tertiary", icon=":material/stop_circle:")
+        text, thoughts = "", None
+        try:
+            with contextlib.closing(conversation.ask(question)) as pieces:
+                for piece in pieces:
+                    text += piece
+                    thought, said = parted(text)
+                    if thought:
+                        thoughts = thoughts or above.expander("reasoning").empty()
+                        thoughts.text(thought)
+                    place.markdown(said + " ▌")
+        except ValueError as error:
+            below.empty()
+            place.error(str(error))
+            return False
+    return True
