@@ -62,11 +62,11 @@ def difference(before, after):
 
 def try_rules(names, limits, field, unit):
     """A Unit → Tried."""
-    tried = Tried()
+    tried, rules = Tried(), rules_for(names, limits)
     for line, text in unit.located(tried.drops, field):
         tried.documents += 1
         place, key = f"{unit.file}:{line}: ", key_of(text)
-        for rule in rules_for(names, limits):
+        for rule in rules:
             new, reason = rule.apply(text)
             if reason:
                 tried.note(rule.name, "dropped", key, f"{place}{reason}: {shown(text[:80])}")

@@ -174,7 +174,7 @@ def run(cfg, load_tokenizer, limits=None):
         "limits": dataclasses.asdict(limits),
         "tokenizer": tokenizer.hash,
         "files": [[str(path.resolve()), *seen[path]] for path in files],
-        "scorers": [sha256_of(path) for path in (cfg.quality, cfg.domains) if path],
+        "read besides": [[str(path), sha256_of(path)] for path in files_of_settings(cfg, limits)],
         "code": code_digest(Path(__file__).parent),
     }
     with room_for(cfg.output), work_folder(cfg.output, identity) as folder:
@@ -201,6 +201,12 @@ def run(cfg, load_tokenizer, limits=None):
         description = described(cfg, limits, tokenizer, sources, drops, changes) | {"uses": selection.uses}
         counts = write_files(parts, selection, cfg.output, cfg.shard_tokens, description)
     report(counts, selection, drops, changes, total / 1e6, time.monotonic() - start)
+
+
+def files_of_settings(cfg, limits):
+    """The files beside the input that decide what is kept: scorers, a blocklist, exams."""
+    named = [Path(path) for path in (cfg.quality, cfg.domains, limits.blocklist) if path]
+    return named + [file for folder in limits.exams for file in sorted(Path(folder).glob("*/*.csv"))]
 
 
 def units_with_progress(files, field, size, label):
