@@ -157,6 +157,23 @@ def described(cfg, tokenizer, sources, drops, changes):
     }
 
 
+def job_of(cfg, folder, load_tokenizer):
+    """What PretrainSettings ask to be done to every document; the parts go to `folder`."""
+    return Job(
+        str(folder),
+        load_tokenizer,
+        cfg.tokenizer,
+        cfg.field,
+        cfg.seed,
+        cfg.val_fraction,
+        lines=RepeatedLines(cfg.repeated_lines) if cfg.repeated_lines else None,
+        quality=cfg.quality,
+        min_quality=cfg.min_quality,
+        domains=cfg.domains,
+        near=NearDuplicates(cfg.near_duplicates) if cfg.near_duplicates else None,
+    )
+
+
 def run(cfg, load_tokenizer):
     """Raw files → `cfg.output`, its validation and annealing parts, with a description beside each.
 
@@ -182,19 +199,7 @@ def run(cfg, load_tokenizer):
     }
     with room_for(cfg.output), work_folder(cfg.output, identity) as folder:
         # 1. Clean and encode, a few megabytes at a time, on all cores.
-        job = Job(
-            str(folder),
-            load_tokenizer,
-            cfg.tokenizer,
-            cfg.field,
-            cfg.seed,
-            cfg.val_fraction,
-            lines=RepeatedLines(cfg.repeated_lines) if cfg.repeated_lines else None,
-            quality=cfg.quality,
-            min_quality=cfg.min_quality,
-            domains=cfg.domains,
-            near=NearDuplicates(cfg.near_duplicates) if cfg.near_duplicates else None,
-        )
+        job = job_of(cfg, folder, load_tokenizer)
         workers = count_workers(cfg.num_workers, total)
         if job.lines:
             units = read_units(files, cfg.field, progress_meter(total, "looking for repeated lines"))

@@ -1,0 +1,316 @@
+"""Raw data → what 1-pretrain.py reads, on one machine, under Slurm or on a Ray cluster: data work beyond one machine.
+
+    python -m cluster.pretrain --input FILE_OR_FOLDER ... --output dataset/pretrain --executor slurm --tasks 200
+        reads    what `data_process.py pretrain` reads; whole files go to tasks, so let there be more files than tasks
+        cleans   as `data_process.py pretrain` does, with the same flags
+        writes   pretrain/00000.bin …       a shard of ids per task, pretrain_val.bin beside the folder
+                 pretrain.parts             until that is done; its logs stay
+
+Every step is a pipeline of datatrove whose tasks share the folder of the output, which all machines must see. The same
+command goes on with the tasks that are not done. Needs pip install -r requirements-cluster.txt
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shlex
+import shutil
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from cleaning.binfile import check_output, sha256_of
+from cleaning.files import code_digest
+from cleaning.pieces import encoder_of
+from cleaning.pretrain import PretrainSettings, described, job_of, size_and_time
+from cleaning.readers import Drops, expand_inputs
+from cleaning.settings import knob
+from model.chat import DEFAULT_TOKENIZER, load_tokenizer
+from trainer import args
+
+ROOT = Path(__file__).parent.parent
+# what needs all documents at once, or is not asked for here
+NOT_HERE = ("mix", "max_repeats", "mix_domains", "domains", "order", "anneal", "shard_tokens", "num_workers")
+
+
+@dataclass
+class ClusterSettings:
+    """Where the work is done."""
+
+    executor: str = knob("local", "who starts the tasks", ("local", "slurm", "ray"))
+    tasks: int = knob(1, "tasks that the files are shared out to; as many shards are written")
+    workers: int = knob(0, "tasks at a time; 0: all, with local one per core")
+    memory: int = knob(2, "slurm and ray: GiB that a task may need")
+    partition: str = knob("", "slurm: the partition to run in")
+    time: str = knob("08:00:00", "slurm: time limit of a task, as HH:MM:SS")
+    sbatch: list[str] = knob(list, "slurm: further options of sbatch, as account=NAME qos=high")
+    ray_address: str = knob("auto", "ray: address of a running cluster; local: start one on this machine")
+
+    def __post_init__(self):
+        if self.tasks < 1:
+            raise ValueError(f"--tasks {self.tasks}: give at least 1, and no more than there are files")
+        if self.workers < 0:
+            raise ValueError(f"--workers {self.workers}: give a number of tasks that run at a time, or 0 for all")
+        if self.memory < 1:
+            raise ValueError(f"--memory {self.memory}: give at least 1, in GiB; 2 is enough for most data")
+        if self.executor == "slurm" and not self.partition:
+            raise ValueError("--executor slurm needs --partition NAME; `sinfo` lists them")
+        for option in self.sbatch:
+            if "=" not in option:
+                raise ValueError(f"--sbatch {option} is not NAME=VALUE, such as account=lab")
+
+
+@dataclass
+class Stage:
+    """A pipeline: its name, its steps, how many tasks it has."""
+
+    name: str
+    steps: list
+    tasks: int
+
+
+def share_out(sizes, tasks):
+    """Which task each file goes to: in order, about as many bytes to each.
+
+    Args:
+        sizes: bytes of each file.
+    Returns:
+        list of int, from 0 to tasks - 1, never falling.
+    """
+    total, before, shares = max(1, sum(sizes)), 0, []
+    for size in sizes:
+        shares.append(min(tasks - 1, (2 * before + size) * tasks // (2 * total)))
+        before += size
+    return shares
+
+
+def stages_of(cfg, folder, tasks, files, description):
+    """All that is to be done, in order, as a list of Stage.
+
+    Args:
+        cfg: PretrainSettings, with paths that hold on every machine.
+        files: list of paths per task; description: {…} of all shards.
+    """
+    from cluster import finish, steps
+
+    job = job_of(cfg, folder, load_tokenizer)
+    near, job = job.near, dataclasses.replace(job, near=None)  # parts need no bands: they are made after the repeats
+    stages = []
+    if job.lines:
+        job = dataclasses.replace(job, frequent=str(Path(folder, "repeated_lines.npy")))
+        stages.append(Stage("lines", [steps.NoteLines(job, files)], tasks))
+        stages.append(Stage("repeated_lines", [steps.FindRepeatedLines(job)], 1))
+    stages.append(Stage("clean", [steps.Clean(job, files)], tasks))
+    stages.append(Stage("repeats", [steps.FindRepeats(folder)], tasks))
+    left = [steps.ReadParts(job, with_text=False)]
+    if near:
+        found, last = near_stages(dataclasses.replace(job, near=near), folder, tasks)
+        stages += found
+        left.append(last)
+    stages.append(Stage("write", [*left, steps.WriteShard(job, files, description)], tasks))
+    stages.append(Stage("finish", [finish.Finish(folder, cfg.output, tasks)], 1))
+    return stages
+
+
+def near_stages(job, folder, tasks):
+    """(list of Stage that find near-duplicates, the step that leaves them out)."""
+    from datatrove.pipeline.dedup import minhash
+
+    from cluster import near, steps
+
+    config = near.minhash_config(job.near)
+    signatures, pairs, similar, clusters = (
+        str(Path(folder, "near", name)) for name in ("signatures", "pairs", "similar", "clusters")
+    )
+    sign = [steps.ReadParts(job, with_text=True), near.BandSignature(signatures, job.near)]
+    compare = [
+        minhash.MinhashDedupBuckets(signatures, pairs, config=config, lines_to_buffer=1 << 10),
+        near.SimilarPairs(job, pairs, similar, tasks),
+    ]
+    join = [
+        minhash.MinhashDedupCluster(similar, clusters, config, save_cluster_id=True, lines_to_buffer=1 << 10),
+        near.KeepBest(job, clusters, tasks),
+    ]
+    stages = [
+        Stage("signatures", sign, tasks),
+        Stage("pairs", compare, config.num_buckets),
+        Stage("clusters", join, 1),
+    ]
+    return stages, minhash.MinhashDedupFilter(clusters)
+
+
+# --- executors --------------------------------------------------------------------------------------------------------
+
+
+def run_stages(stages, folder, where):
+    """Runs all stages here or on a Ray cluster, one after another.
+
+    Raises:
+        OSError: tasks of a stage were not done; those of later stages were not begun.
+    """
+    for stage in stages:
+        executor = executor_of(stage, Path(folder, "logs", stage.name), where)
+        print(f"{stage.name}: {stage.tasks:,} tasks", flush=True)
+        executor.run()
+        # datatrove's Ray executor goes on after a task that failed
+        if missing := executor.get_incomplete_ranks(skip_completed=True):
+            raise OSError(
+                f"{len(missing)} of {stage.tasks} tasks of `{stage.name}` failed, the first is {missing[0]}: see "
+                f"{Path(folder, 'logs', stage.name, 'logs')}; the same command goes on from there"
+            )
+
+
+def executor_of(stage, logs, where):
+    """datatrove's executor for a stage, local or on Ray."""
+    from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor
+
+    workers = where.workers or (min(stage.tasks, os.cpu_count()) if where.executor == "local" else stage.tasks)
+    if where.executor == "local":
+        return LocalPipelineExecutor(stage.steps, tasks=stage.tasks, workers=workers, logging_dir=str(logs))
+    # starting a task on Ray takes seconds, so as many go into a job as keep all workers busy
+    return RayPipelineExecutor(
+        stage.steps,
+        tasks=stage.tasks,
+        workers=workers,
+        tasks_per_job=math.ceil(stage.tasks / workers),
+        mem_per_cpu_gb=where.memory,
+        logging_dir=str(logs),
+    )
+
+
+@contextlib.contextmanager
+def ray_cluster(address):
+    """A context with a connection to a Ray cluster; `local` starts one of this machine and ends it again."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("--executor ray needs Ray: pip install -r requirements-cluster.txt") from error
+    if ray.is_initialized():  # by who calls this
+        yield
+        return
+    ray.init(
+        None if address == "local" else address,
+        include_dashboard=False if address == "local" else None,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def submit(stages, folder, where):
+    """Gives all stages to Slurm, each as an array of jobs that waits for the one before; returns the last job's id."""
+    from datatrove.executor import SlurmPipelineExecutor
+
+    before = None
+    begin = (
+        f"cd {shlex.quote(str(ROOT))} && export PYTHONPATH=$PWD PATH={shlex.quote(str(Path(sys.prefix, 'bin')))}:$PATH"
+    )
+    for stage in stages:
+        before = SlurmPipelineExecutor(
+            stage.steps,
+            tasks=stage.tasks,
+            time=where.time,
+            partition=where.partition,
+            workers=where.workers or -1,
+            mem_per_cpu_gb=where.memory,
+            job_name=f"pretrain_{stage.name}",
+            qos="",
+            env_command=begin,
+            sbatch_args=dict(option.split("=", 1) for option in where.sbatch),
+            logging_dir=str(Path(folder, "logs", stage.name)),
+            depends=before,
+        )
+    before.run()
+    return before.job_id
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def work_folder(output, identity):
+    """The folder beside `output` that the tasks share, with what an interrupted run of the same `identity` left there.
+
+    Raises:
+        ValueError: it belongs to another run that has not come to its end, whose tasks may be at work.
+    """
+    folder = Path(f"{output}.parts")
+    mark, text = folder / "job.json", json.dumps(identity, ensure_ascii=False, indent=1, default=str)
+    if (folder / "logs" / "finish" / "completions" / "00000").is_file():
+        shutil.rmtree(folder)
+    if mark.is_file() and mark.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{folder} belongs to a run with other settings or files that has not come to its end; "
+            "give its command again, or remove the folder once none of its tasks is running"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(text, encoding="utf-8")
+    return folder
+
+
+def run(cfg, where):
+    """Raw files → a folder of shards.
+
+    Args:
+        cfg: PretrainSettings; where: ClusterSettings.
+    Raises:
+        ImportError: datatrove or Ray is missing. OSError: a task failed. ValueError: see work_folder.
+    """
+    try:
+        import datatrove  # noqa: F401 to say so before anything is made
+    except ImportError as error:
+        raise ImportError("this command needs datatrove: pip install -r requirements-cluster.txt") from error
+    files = expand_inputs(cfg.input)
+    check_output(cfg.output, files, sharded=True)
+    scorers = {name: str(Path(path).resolve()) for name in ("quality",) if (path := getattr(cfg, name))}
+    paths = {"output": str(Path(cfg.output).resolve()), "tokenizer": str(Path(cfg.tokenizer).resolve())}
+    cfg = dataclasses.replace(cfg, input=[str(file.resolve()) for file in files], **paths, **scorers)
+    tokenizer = encoder_of(load_tokenizer, cfg.tokenizer).tokenizer  # V ≤ 65,536
+    seen = [size_and_time(path) for path in files]
+    tasks = min(where.tasks, len(files))
+    if tasks < where.tasks:
+        print(f"{len(files)} files, so {tasks} tasks; cut long files into several to use more machines")
+    shares = share_out([size for size, _ in seen], tasks)
+    shared = [[file for file, share in zip(cfg.input, shares) if share == task] for task in range(tasks)]
+    identity = {
+        "settings": dataclasses.asdict(cfg),
+        "tasks": tasks,
+        "tokenizer": tokenizer.hash,
+        "files": [[file, *facts] for file, facts in zip(cfg.input, seen)],
+        "scorers": [sha256_of(path) for path in scorers.values()],
+        "code": [code_digest(ROOT / "cleaning"), code_digest(ROOT / "cluster")],
+    }
+    folder = work_folder(cfg.output, identity)
+    description = described(cfg, tokenizer, [], Drops(), Counter())
+    stages = stages_of(cfg, str(folder), tasks, shared, description)
+    if where.executor == "slurm":
+        print(f"submitted; the last job is {submit(stages, folder, where)}, logs go to {folder / 'logs'}")
+        return
+    with ray_cluster(where.ray_address) if where.executor == "ray" else contextlib.nullcontext():
+        run_stages(stages, folder, where)
+
+
+def parse(argv):
+    """The command line → namespace."""
+    parser = args.make_parser(__doc__)
+    args.add_flag(parser, "input", nargs="+", required=True, metavar="PATH", help="files and folders")
+    args.add_flag(parser, "output", required=True, metavar="DIR", help="for example dataset/pretrain")
+    args.add_flag(parser, "tokenizer", default=str(DEFAULT_TOKENIZER), metavar="DIR", help="default: %(default)s")
+    args.add_flag(parser, "seed", type=args.parse_seed, default=0, help="same seed, same result (default: 0)")
+    args.add_fields(parser, ClusterSettings)
+    args.add_fields(parser, PretrainSettings, without=NOT_HERE)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    typed = vars(parse(argv))
+    own, where = args.split(typed, PretrainSettings, ClusterSettings)
+    run(PretrainSettings(**own), ClusterSettings(**where))
+
+
+if __name__ == "__main__":
+    args.run(main)
