@@ -307,6 +307,7 @@ def parse(argv):
 
 
 def main(argv=None):
+    """The command."""
     typed = vars(parse(argv))
     own, where = args.split(typed, PretrainSettings, ClusterSettings)
     run(PretrainSettings(**own), ClusterSettings(**where))

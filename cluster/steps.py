@@ -13,7 +13,6 @@ A document's number is its place among those that its task read, from 0.
 """
 
 import dataclasses
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from cleaning.cleaner import lines_file, make_parts, note_lines
 from cleaning.corpus import SIZES, starts_of
 from cleaning.equal_keys import first_occurrences
 from cleaning.parts import Part, make_missing, save_array
-from cleaning.readers import Drops
+from cleaning.readers import Drops, size_of
 from cleaning.repeated_lines import frequent_lines
 from cleaning.units import read_units
 
@@ -213,7 +212,7 @@ class WriteShard(PipelineStep):
             near = int(kept.sum()) - train.counts["documents"] - val.counts["documents"]
             drops.counts.update({k: n for k, n in (("duplicate", int((~kept).sum())), ("near-duplicate", near)) if n})
             self.stat_update("documents", value=train.counts["documents"])
-            about = {"sources": [source(file) for file in self.files[rank]]}
+            about = {"sources": [source(file) for file in self.files[rank] if size_of(Path(file))]}
             about |= {"dropped": dict(sorted(drops.counts.items())), "changed": dict(sorted(changes.items()))}
             for name, writer in (("train", train), ("val", val)):
                 writer.prepare(part=name, **self.description | about)
@@ -223,7 +222,7 @@ class WriteShard(PipelineStep):
 
 def source(file):
     """What a description says of a raw file."""
-    return {"path": file, "bytes": os.path.getsize(file), "sha256": sha256_of(file)}
+    return {"path": file, "bytes": size_of(Path(file)), "sha256": sha256_of(file)}
 
 
 def add_documents(writer, documents):
