@@ -193,15 +193,11 @@ def test_a_missing_datatrove_is_said_with_the_file_that_brings_it(tmp_path, raw,
 
 
 @pytest.mark.slow
-def test_two_ray_workers_write_the_same(tmp_path, raw, tokenizer_dir):
+@pytest.mark.filterwarnings("ignore:placement_group:DeprecationWarning")  # datatrove's own
+def test_two_ray_workers_write_the_same(tmp_path, raw, tokenizer_dir, monkeypatch):
     ray = pytest.importorskip("ray", reason="pip install -r requirements-cluster.txt")
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=80 << 20,
-        _memory=4 << 30,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # workers that are started before they are needed have it too
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, _memory=4 << 30)
     try:
         run(raw, tmp_path / "many", tokenizer_dir, "--executor", "ray", "--tasks", 2, "--memory", 1)
     finally:
