@@ -5,6 +5,7 @@ clusters (one task) → of each cluster one document stays. A band's rows are jo
 cleaning/minhash.py, so for datatrove a band is a bucket with one hash.
 """
 
+import functools
 import itertools
 import struct
 from pathlib import Path
@@ -23,6 +24,7 @@ from cleaning.shingles import jaccard
 from cluster.steps import TOGETHER, column_of, kept_of, parts_of
 
 MEMORY = 64 << 20  # bytes of shingles that are remembered while pairs are compared
+BLOCK = 32  # pairs are taken so that they lie in the parts of so many tasks and so many others: 28 bytes per document
 
 
 def minhash_config(near):
@@ -77,20 +79,22 @@ class SimilarPairs(PipelineStep):
     def run(self, data=None, rank=0, world_size=1):
         self.output.mkdir(parents=True, exist_ok=True)
         tokenizer = self.job.load_tokenizer(self.job.tokenizer)
-        opened = {}
+
+        @functools.lru_cache(maxsize=2 * BLOCK)
+        def opened(task):
+            own = Documents(parts_of(self.job.folder, task))
+            return own, np.flatnonzero(kept_of(self.job.folder, task, self.tasks))
 
         def text_of(place):
-            task, number = place
-            if task not in opened:
-                documents = Documents(parts_of(self.job.folder, task))
-                opened[task] = documents, np.flatnonzero(kept_of(self.job.folder, task, self.tasks))
-            documents, numbers = opened[task]
-            return tokenizer.decode(documents.ids(numbers[number])[1:-1].tolist())
+            documents, numbers = opened(place[0])
+            return tokenizer.decode(documents.ids(numbers[place[1]])[1:-1].tolist())
 
         set_of = set_reader(text_of, self.job.near.shingle, MEMORY)
         for file in sorted(self.pairs.glob(f"{rank:05d}_*.dups")):
+            found = np.fromfile(file, "<u4").reshape(-1, 4)
+            found = found[np.lexsort((found[:, 2] // BLOCK, found[:, 0] // BLOCK))]
             with open(self.output / file.name, "wb") as similar:
-                for a, b, c, d in np.fromfile(file, "<u4").reshape(-1, 4).tolist():
+                for a, b, c, d in found.tolist():
                     if jaccard(set_of((a, b)), set_of((c, d))) >= self.job.near.similarity:
                         similar.write(struct.pack("<4I", a, b, c, d))
                         self.stat_update("pairs")

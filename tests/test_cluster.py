@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ pytest.importorskip("datatrove", reason="pip install -r requirements-cluster.txt
 
 from cleaning.minhash import NearDuplicates
 from cleaning.pretrain import PretrainSettings
-from cleaning.quality import QualitySettings, train
+from cleaning.scorer import Scorer, save_scorer
 from cleaning.shingles import jaccard, shingle_set
 from cluster import near, pretrain, steps
 from tests.test_corpus import sentences
@@ -87,14 +88,14 @@ def test_many_tasks_write_the_ids_of_one_machine_in_the_same_order(tmp_path, raw
 
 
 def test_of_near_duplicates_the_best_stays_as_on_one_machine(tmp_path, raw, tokenizer_dir):
-    (tmp_path / "q").mkdir()
-    save(tmp_path / "q" / "good.jsonl", sentences(100, 11))
-    save(tmp_path / "q" / "raw.jsonl", [f"{i * 7919} {i * 104729}: " + "0123 9876 " * 9 for i in range(100)])
-    scorer = str(tmp_path / "q" / "q.npz")
-    train(QualitySettings(good=[f"{tmp_path}/q/good.jsonl"], raw=[f"{tmp_path}/q/raw.jsonl"], output=scorer))
-    flags = ["--near_duplicates", 0.7, "--quality", scorer, "--min_quality", 0.3, "--val_fraction", 0.05]
+    about = {"kind": "quality", "labels": ["raw", "good"], "settings": {"bits": 10, "longest": 3, "characters": 200}}
+    rng, scorer = np.random.default_rng(0), str(tmp_path / "quality.npz")
+    save_scorer(scorer, Scorer(rng.normal(size=(1 << 10, 1)).astype(np.float32), np.zeros(1), about))
+    flags = ["--near_duplicates", 0.7, "--quality", scorer, "--min_quality", 0.33, "--val_fraction", 0.05]
     run(raw, tmp_path / "many", tokenizer_dir, "--tasks", 2, "--workers", 1, *flags)
     assert written(tmp_path / "many") == one_machine(raw, tmp_path, tokenizer_dir, *flags)
+    left_out = dropped(tmp_path / "many_val.json")
+    assert left_out["near-duplicate"] > 9 and left_out["quality below 0.33"] > 5
 
 
 def test_of_a_chain_of_near_duplicates_one_stays_where_one_machine_keeps_its_ends(tmp_path, tokenizer_dir):
@@ -175,6 +176,12 @@ def test_nothing_left_to_train_on_is_said_and_nothing_written(tmp_path, tokenize
 def test_a_misused_flag_is_named(tmp_path, raw, tokenizer_dir, flags, message):
     with pytest.raises(ValueError, match=message):
         run(raw, tmp_path / "many", tokenizer_dir, *flags)
+
+
+def test_a_machine_without_slurm_is_told_where_to_start(tmp_path, raw, tokenizer_dir, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(OSError, match="no sbatch on PATH"):
+        run(raw, tmp_path / "many", tokenizer_dir, "--executor", "slurm", "--partition", "cpu")
 
 
 def test_every_flag_of_one_machine_is_a_flag_here_or_named_as_none():
