@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ["cleaning", "model", "trainer", "inference", "evaluation"]
+PACKAGES = ["cleaning", "model", "trainer", "inference", "evaluation", "cluster"]
 SCRIPTS = sorted(p for p in ROOT.glob("*.py"))
 FILES = SCRIPTS + sorted(f for p in [*PACKAGES, "benchmarks"] for f in (ROOT / p).glob("*.py"))
 # what each package may import of the others; cleaning stands alone, and evaluation looks for exam questions in texts
@@ -19,6 +19,7 @@ BELOW = {
     "trainer": {"model"},
     "inference": {"model", "trainer"},
     "evaluation": {"cleaning", "model", "trainer", "inference"},
+    "cluster": {"cleaning", "model", "trainer"},
 }
 
 
@@ -105,7 +106,7 @@ def test_nothing_is_swallowed_loaded_or_opened_carelessly(path):
                 assert "encoding" in arguments, f"line {node.lineno} opens text without naming its encoding"
 
 
-@pytest.mark.parametrize("package", ["model", "trainer", "inference", "evaluation"])
+@pytest.mark.parametrize("package", ["model", "trainer", "inference", "evaluation", "cluster"])
 def test_every_public_piece_has_a_docstring(package):
     for path in (ROOT / package).glob("*.py"):
         if path.name == "__init__.py":

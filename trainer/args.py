@@ -64,17 +64,18 @@ def add_flag(parser, name, **kwargs):
     parser.add_argument(*spellings, dest=name, **kwargs)
 
 
-def add_fields(parser, cls, defaults=None, unset=False):
+def add_fields(parser, cls, defaults=None, unset=False, without=()):
     """Adds one flag per knob of dataclass `cls`.
 
     Args:
         defaults: {field: value} where a script differs from the field's own default; an unknown name is a TypeError.
         unset: leave flags that were not typed out of the namespace, so that presets and checkpoints can fill them.
+        without: names of fields that get no flag.
     """
     defaults = dict(defaults or {})
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
-        if "help" not in f.metadata:
+        if "help" not in f.metadata or f.name in without:
             continue
         several = typing.get_origin(hints[f.name]) is list
         default = defaults.pop(f.name, f.default_factory() if several else f.default)
