@@ -92,7 +92,7 @@ class Clean(PipelineStep):
         own = numbered(folder, "parts", rank)
         own.mkdir(parents=True, exist_ok=True)
         job = dataclasses.replace(self.job, folder=str(own))
-        parts = make_parts(job, read_units(map(Path, self.files[rank]), job.field), 0)
+        parts = make_parts(job, read_units(map(Path, self.files[rank]), job.text_field), 0)
         keys = column_of(parts, "key", np.uint64)
         self.stat_update("documents", value=len(keys))
         shares = keys % np.uint64(world_size)
@@ -113,7 +113,7 @@ class NoteLines(PipelineStep):
         own = numbered(self.job.folder, "lines", rank)
         own.mkdir(parents=True, exist_ok=True)
         job = dataclasses.replace(self.job, folder=str(own), frequent=None)
-        units = read_units(map(Path, self.files[rank]), job.field)
+        units = read_units(map(Path, self.files[rank]), job.text_field)
         make_missing(lambda unit: note_lines(job, unit), lambda number: lines_file(job, number), units, 0)
 
 
