@@ -37,7 +37,9 @@ def anneal_path_of(path):
 def is_sidecar(path):
     """Is this the description of a .bin that lies beside it? Anything else must not be overwritten, and may be data."""
     path = Path(path)
-    if path.suffix != ".json" or not path.with_suffix(".bin").is_file() or path.stat().st_size > LONGEST_SIDECAR:
+    if path.suffix != ".json" or not path.is_file() or not path.with_suffix(".bin").is_file():
+        return False
+    if path.stat().st_size > LONGEST_SIDECAR:
         return False
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
@@ -46,7 +48,7 @@ def is_sidecar(path):
     return isinstance(description, dict) and description.get("format") == FORMAT
 
 
-def check_output(path, inputs, sharded=False):
+def check_output(path, inputs, sharded=False, anneal=False):
     """Refuses an output that would overwrite something that is not an older output.
 
     Raises:
@@ -57,12 +59,14 @@ def check_output(path, inputs, sharded=False):
     if sharded:
         if path.suffix or (path.exists() and not path.is_dir()):
             raise ValueError(f"--output {path}: with --shard_tokens it names a folder, for example dataset/pretrain")
-        others = [f.name for f in path.glob("*") if not (f.suffix in (".bin", ".json", ".tmp") and is_number(f.stem))]
+        own = lambda f: is_number(f.stem) and (f.suffix in (".bin", ".tmp") or (f.suffix == ".json" and is_sidecar(f)))  # noqa: E731
+        others = [f.name for f in path.glob("*") if not own(f) or f.resolve() in taken]
         if others:
             raise ValueError(f"--output {path} holds other files than shards, such as {others[0]}; name a new folder")
     elif path.suffix != ".bin" or path.is_dir():
         raise ValueError(f"--output {path} must be a file name that ends in .bin, for example dataset/pretrain.bin")
-    for file in [val_path_of(path)] if sharded else [path, val_path_of(path)]:
+    files = [*([] if sharded else [path]), val_path_of(path), *([anneal_path_of(path)] if anneal else [])]
+    for file in files:
         sidecar = sidecar_of(file)
         if sidecar.resolve() in taken or (sidecar.exists() and not is_sidecar(sidecar)):
             raise ValueError(
@@ -113,7 +117,8 @@ class BinWriter:
         text = json.dumps({**own, **description}, ensure_ascii=False, indent=1)
         self.close()
         with open(f"{sidecar_of(self.path)}.tmp", "wb", buffering=0) as file:
-            write(file, sidecar_of(self.path), text.encode("utf-8"), 0)
+            # a file name that is no UTF-8 becomes an escape of JSON
+            write(file, sidecar_of(self.path), text.encode("utf-8", "backslashreplace"), 0)
             os.fsync(file.fileno())
 
     def close(self):

@@ -20,7 +20,7 @@ from cleaning.minhash import NearDuplicates
 from cleaning.near_duplicates import drop_mask
 from cleaning.selection import Columns, best_share, hashed, in_order, leave_out, mixed
 
-BATCH = 1 << 14  # documents that are put together where each one has a place of its own
+BATCH = 1 << 22  # ids that are put together where each document has a place of its own
 SIZES = ("lengths", "characters", "bytes")
 
 
@@ -74,6 +74,8 @@ def leave_out_near_duplicates(parts, kept, cfg, drops, tokenizer):
     """Takes near-duplicates out of `kept`, list of (documents,) bool; the best or else the first of them stays."""
     documents = Documents(parts)
     scores = np.concatenate([part.column("quality") for part in parts]) if cfg.quality else None
+    if scores is not None:
+        scores[~np.concatenate(kept)] = -np.inf  # a repeat that is gone already must keep nobody out
     gone, _ = drop_mask(
         [part.bands() for part in parts],
         lambda i: tokenizer.decode(documents.ids(i)[1:-1].tolist()),
@@ -96,6 +98,10 @@ def arrange(selection, parts, cfg, mixture):
     times = used.astype(np.int64)
     if mixture:
         group = np.where(used, mixture.groups(parts), -1)
+        sizes = np.bincount(group[group >= 0], minlength=len(mixture.weights))
+        if not sizes.all():
+            empty = ", ".join(name for name, size in zip(mixture.names, sizes) if not size)
+            raise ValueError(f"nothing to mix: no usable text of {empty}; leave it out of the mixture")
         times = mixed(group, tokens, chance, mixture.weights, cfg.max_repeats)
     selection.order = in_order(cfg.order, times, tokens, quality, chance)
     selection.uses = dict(enumerate(np.bincount(times[used]).tolist()))
@@ -107,10 +113,10 @@ def arrange(selection, parts, cfg, mixture):
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def gather(ids, starts, lengths):
-    """The ids of documents that begin at `starts` and are `lengths` long, end to end: (lengths.sum(),) uint16."""
+def places_of(starts, lengths):
+    """The places of things that begin at `starts` and are `lengths` long, one after another: (lengths.sum(),) int64."""
     ends = np.cumsum(lengths, dtype=np.int64)
-    return ids[np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1])]
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1])
 
 
 def starts_of(lengths):
@@ -123,7 +129,7 @@ def write_as_they_stand(parts, chosen, writer):
     for part, own in zip(parts, chosen):
         if own.any():
             sizes = [part.column(name) for name in SIZES]
-            writer.add(gather(part.ids(), starts_of(sizes[0])[own], sizes[0][own]), *(size[own] for size in sizes))
+            writer.add(part.ids()[places_of(starts_of(sizes[0])[own], sizes[0][own])], *(size[own] for size in sizes))
 
 
 class Documents:
@@ -143,17 +149,19 @@ class Documents:
 
     def write(self, chosen, writer):
         """Appends the documents of these numbers, in this order."""
-        for at in range(0, len(chosen), BATCH):
-            batch = chosen[at : at + BATCH]
+        chosen = np.asarray(chosen, np.int64)
+        ends = np.cumsum(self.sizes[0][chosen], dtype=np.int64)
+        cuts = np.searchsorted(ends, np.arange(BATCH, ends[-1] if len(ends) else 0, BATCH))
+        for batch in np.split(chosen, np.unique(cuts)):
             sizes = [size[batch] for size in self.sizes]
-            places = starts_of(sizes[0])
+            begin = starts_of(sizes[0])
             ids = np.empty(int(sizes[0].sum(dtype=np.int64)), "<u2")
             part_of = np.searchsorted(self.first, batch, side="right") - 1
             by_part = np.argsort(part_of, kind="stable")
             for own in np.split(by_part, np.flatnonzero(np.diff(part_of[by_part])) + 1):
-                lengths, part = sizes[0][own], self.parts[part_of[own[0]]]
-                target = gather(np.arange(len(ids)), places[own], lengths)
-                ids[target] = gather(part.ids(), self.starts[batch[own]], lengths)
+                if len(own):
+                    lengths, part = sizes[0][own], self.parts[part_of[own[0]]]
+                    ids[places_of(begin[own], lengths)] = part.ids()[places_of(self.starts[batch[own]], lengths)]
             writer.add(ids, *sizes)
 
 

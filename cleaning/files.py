@@ -12,15 +12,21 @@ from pathlib import Path, PurePosixPath
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DOWNLOADED, STATISTICS = "downloaded data set", "data statistics"  # "format" of descriptions that lie beside data
-DESCRIBES = re.compile(rb'\s*\{\s*"format": "(%s|%s)"' % (DOWNLOADED.encode(), STATISTICS.encode()))
+UNFINISHED = "parts of an unfinished corpus"
+DESCRIBES = re.compile(
+    rb'\s*\{\s*"format": "(%s|%s|%s)"' % tuple(f.encode() for f in (DOWNLOADED, STATISTICS, UNFINISHED))
+)
 
 
 def is_description(path):
     """Does this .json describe data of this project (where it came from, its statistics), instead of being data?"""
     if Path(path).suffix != ".json":
         return False
-    with open(path, "rb") as file:
-        return bool(DESCRIBES.match(file.read(64)))
+    try:
+        with open(path, "rb") as file:
+            return bool(DESCRIBES.match(file.read(64)))
+    except OSError:  # a link to nothing, a file that may not be read: reading it will tell
+        return False
 
 
 @contextlib.contextmanager

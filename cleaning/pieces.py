@@ -16,6 +16,7 @@ from cleaning.ranked import BMP, ranked, settled_characters
 
 MEMORY = 1 << 19  # pieces remembered, about 150 bytes each, before all are forgotten
 MEMORY_IDS = 1 << 23  # and their ids, 2 bytes each
+LONGEST = 100_000  # characters of a piece that tiktoken is given: a million spaces are too many for its pattern
 IDEOGRAPH, SPACE, BLANK = 1, 2, 4  # what a character is, as bits
 
 
@@ -99,6 +100,7 @@ class PieceEncoder:
 
     def _learn(self, pieces):
         """Encodes pieces that were not met before, which get the next numbers."""
+        ids, ends = self._encode_words(pieces)  # first: what fails here must not be half known afterwards
         first = len(self.number)
         self.number.update(zip(pieces, range(first, first + len(pieces))))
         for number, piece in enumerate(pieces, first):
@@ -107,7 +109,6 @@ class PieceEncoder:
                     self.number_of_char[ord(piece)] = number
                 elif place := self._place(*map(ord, piece)):
                     self.number_of_pair[place] = number
-        ids, ends = self._encode_words(pieces)
         self.ids, self.ends = np.concatenate([self.ids, ids]), np.concatenate([self.ends, self.ends[-1] + ends])
 
     def _encode_words(self, texts):
@@ -117,7 +118,7 @@ class PieceEncoder:
         points = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
         settled = np.where(points < BMP, self.settled[np.minimum(points, BMP - 1)], False)
         starts = np.cumsum([0, *map(len, texts)])[:-1]
-        sure = np.logical_and.reduceat(settled, starts)
+        sure = np.logical_and.reduceat(settled, starts) & (np.diff(starts, append=len(points)) < LONGEST)
         lists = [self.ranked.encode_ordinary(text) if ok else None for text, ok in zip(texts, sure.tolist())]
         others = np.flatnonzero(~sure).tolist()
         for i, ids in zip(others, self.tokenizer.encode_batch([texts[i] for i in others])):

@@ -3,7 +3,9 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from cleaning.binfile import check_output, sha256_of
 from cleaning.cleaner import Job, find_repeated_lines, make_parts
-from cleaning.corpus import select, write_files
+from cleaning.corpus import Selection, select, write_files
 from cleaning.downloads import RECORD
 from cleaning.dry_run import dry_run
 from cleaning.files import code_digest, is_description, progress_meter, relative, room_for
@@ -28,7 +30,8 @@ from cleaning.units import read_units
 from cleaning.work_folder import work_folder
 from cleaning.workers import count_workers
 
-NOT_RECORDED = ("input", "output", "tokenizer", "seed", "val_fraction", "num_workers")  # or recorded otherwise
+LIBRARIES = ("numpy", "tokenizers", "tiktoken", "opencc", "rensa", "scikit-learn")  # what they do may differ
+NOT_RECORDED = ("input", "output", "tokenizer", "seed", "val_fraction", "num_workers", "fresh")  # or recorded otherwise
 
 
 @dataclass
@@ -56,6 +59,7 @@ class PretrainSettings:
     order: str = knob("source", "order of the texts; the longest or best come last", ORDERS)
     anneal: float = knob(0.0, "share of the tokens, the best texts, that goes into NAME_anneal.bin instead")
     shard_tokens: int = knob(0, "write a folder of .bin files of this many ids; 0: one file")
+    fresh: bool = knob(False, "start over instead of going on with an unfinished run")
     num_workers: int | None = knob(None, "processes; unset: one per core, or none for small inputs")
 
     def __post_init__(self):
@@ -65,6 +69,10 @@ class PretrainSettings:
             )
         if not 0 <= self.anneal < 1:
             raise ValueError(f"--anneal {self.anneal} is not a share of the tokens; give 0 up to below 1, such as 0.1")
+        if not 0 <= self.min_quality <= 1:
+            raise ValueError(f"--min_quality {self.min_quality} is not a score; give 0 to 1")
+        if self.domains and not self.mix_domains:
+            raise ValueError("--domains has no effect without --mix_domains; leave it out, or say what to mix")
         if self.max_repeats < 1:
             raise ValueError(f"--max_repeats {self.max_repeats}: a text is used at least once; give 1 or more")
         if (self.anneal or self.min_quality or self.order == "quality") and not self.quality:
@@ -90,7 +98,7 @@ def sources_of(cfg):
     """(files, group of each): those of --input, group 0, or of --mix with a group for each of its entries."""
     names = [name for name, _ in parse_weights(cfg.mix, "--mix")]
     groups = [expand_inputs(name) for name in names] if names else [expand_inputs(cfg.input)]
-    files = {path.resolve(): (path, number) for number, paths in enumerate(groups) for path in paths}
+    files = {os.path.realpath(path): (path, number) for number, paths in enumerate(groups) for path in paths}
     if sum(map(len, groups)) > len(files):
         raise ValueError("--mix names a file twice; each file belongs to one entry")
     return [path for path, _ in files.values()], [number for _, number in files.values()]
@@ -99,13 +107,24 @@ def sources_of(cfg):
 def mixture_of(cfg, groups):
     """The Mixture that --mix or --mix_domains asks for, or None; `groups`: that of each source."""
     if cfg.mix:
-        return Mixture("source", dict(enumerate(groups)), [weight for _, weight in parse_weights(cfg.mix, "--mix")])
+        names, weights = zip(*parse_weights(cfg.mix, "--mix"))
+        return Mixture("source", dict(enumerate(groups)), list(weights), list(names))
     if not cfg.mix_domains:
         return None
     weights, names = dict(parse_weights(cfg.mix_domains, "--mix_domains", "NAME")), load_scorer(cfg.domains).names
     if unknown := set(weights).difference(names):
         raise ValueError(f"--mix_domains: {cfg.domains} tells {', '.join(names)} apart, not {', '.join(unknown)}")
-    return Mixture("domain", {names.index(n): i for i, n in enumerate(weights)}, list(weights.values()))
+    if len(weights) < len(cfg.mix_domains):
+        raise ValueError("--mix_domains names a kind twice; give each one weight")
+    return Mixture("domain", {names.index(n): i for i, n in enumerate(weights)}, list(weights.values()), list(weights))
+
+
+def check_scorers(cfg):
+    """ValueError, or FileNotFoundError, for a scorer that cannot be used for what it is named for."""
+    for flag, kind in (("quality", "quality"), ("domains", "domains")):
+        path = getattr(cfg, flag)
+        if path and load_scorer(path).about["kind"] != kind:
+            raise ValueError(f"--{flag} {path} is a classifier of the other kind; see data_process.py quality --help")
 
 
 def size_and_time(path):
@@ -165,19 +184,21 @@ def run(cfg, load_tokenizer, limits=None):
     if cfg.dry_run:
         dry_run(units("reading"), cfg.rules, limits, cfg.field, workers)
         return
+    check_scorers(cfg)
     mixture = mixture_of(cfg, groups)
-    check_output(cfg.output, files, bool(cfg.shard_tokens))
+    check_output(cfg.output, files, bool(cfg.shard_tokens), bool(cfg.anneal))
     tokenizer = load_tokenizer(cfg.tokenizer)
     encoder_of(load_tokenizer, cfg.tokenizer)  # V ≤ 65,536
     identity = {
-        "settings": {k: v for k, v in dataclasses.asdict(cfg).items() if k != "num_workers"},
+        "settings": {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("num_workers", "fresh")},
         "limits": dataclasses.asdict(limits),
         "tokenizer": tokenizer.hash,
-        "files": [[str(path.resolve()), *seen[path]] for path in files],
+        "files": [[os.path.realpath(path), *seen[path]] for path in files],
         "read besides": [[str(path), sha256_of(path)] for path in files_of_settings(cfg, limits)],
-        "code": code_digest(Path(__file__).parent),
+        "code": [code_digest(Path(__file__).parent), sha256_of(sys.modules[load_tokenizer.__module__].__file__)],
+        "versions": {name: version_of(name) for name in LIBRARIES},
     }
-    with room_for(cfg.output), work_folder(cfg.output, identity) as folder:
+    with room_for(cfg.output), work_folder(cfg.output, identity, cfg.fresh) as folder:
         # 1. Clean and encode, a few megabytes at a time, on all cores.
         job = job_of(cfg, limits, folder, load_tokenizer)
         if job.lines:
@@ -189,7 +210,7 @@ def run(cfg, load_tokenizer, limits=None):
             changes.update(part.about["changed"])
 
         # 2. Look at all documents together: duplicates, mixtures, order.
-        selection = select(parts, cfg, mixture, drops, tokenizer)
+        selection = select(parts, cfg, mixture, drops, tokenizer) if parts else Selection([], [])
         n_train, n_val = selection.counts()
         if not n_train:
             nothing = f"no usable text in {', '.join(map(str, files))}; nothing written"
@@ -201,6 +222,14 @@ def run(cfg, load_tokenizer, limits=None):
         description = described(cfg, limits, tokenizer, sources, drops, changes) | {"uses": selection.uses}
         counts = write_files(parts, selection, cfg.output, cfg.shard_tokens, description)
     report(counts, selection, drops, changes, total / 1e6, time.monotonic() - start)
+
+
+def version_of(library):
+    """Its version; None if it is not installed."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def files_of_settings(cfg, limits):
@@ -235,7 +264,11 @@ def job_of(cfg, limits, folder, load_tokenizer):
 
 def source_of(path, size):
     """What the description says of one source; its licence where `data_process.py download` has noted it."""
-    about = {"path": str(path), "bytes": size, "sha256": sha256_of(path)}
+    try:
+        digest = sha256_of(path)
+    except OSError:  # what could not be read was counted
+        digest = None
+    about = {"path": str(path), "bytes": size, "sha256": digest}
     notes = (folder / RECORD for folder in list(path.parents)[:3])
     note = next((file for file in notes if file.is_file() and is_description(file)), None)
     return about | ({"licence": json.loads(note.read_text(encoding="utf-8")).get("licence")} if note else {})

@@ -7,6 +7,7 @@ never executed, and nothing disappears: a record either comes out or is a counte
 import collections
 import gzip
 import math
+import os
 import zlib
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def expand_inputs(paths):
         else:
             files = [path]
         for file in files:
-            found.setdefault(file.resolve(), file)
+            found.setdefault(os.path.realpath(file), file)  # which, unlike resolve(), lives through a link to itself
     if not found:
         raise ValueError("no input: name at least one file or folder")
     return list(found.values())

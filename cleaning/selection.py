@@ -18,12 +18,13 @@ class Mixture:
     Attributes:
         by: 'source' or 'domain', what decides which group a document belongs to.
         group: {number of the source or domain: its group}; documents of others are left out.
-        weights: one per group.
+        weights, names: one per group.
     """
 
     by: str
     group: dict
     weights: list
+    names: list
 
     def groups(self, parts):
         """The group of every document of all parts, -1 for none: (documents,) int64."""
@@ -77,7 +78,7 @@ def parse_weights(entries, flag, what="PATH"):
             number = float(weight)
         except ValueError:
             number = -1.0
-        if not colon or not 0 < number < float("inf"):
+        if not name or not 0 < number < float("inf"):
             raise ValueError(f"{flag} {entry} is not {what}:WEIGHT with a weight above 0, such as zh.jsonl:0.6")
         weights.append((name, number))
     return weights
@@ -127,8 +128,12 @@ def in_order(order, times, tokens, quality, chance):
 
 def best_share(documents, tokens, quality, share):
     """(n,) bool: which of the `documents`, the best first, make up this share of all their tokens."""
-    best_first = np.argsort(-quality[documents], kind="stable")
-    ends = np.cumsum(tokens[documents[best_first]])
+    best_first = np.lexsort((documents, -quality[documents]))  # copies of a document side by side
+    own = documents[best_first]
+    ends = np.cumsum(tokens[own])
+    count = int(np.searchsorted(ends, share * ends[-1], side="right"))
+    if count < len(own):
+        count = int(np.argmax(own == own[count]))  # not some copies of a document, and others in the rest
     chosen = np.zeros(len(documents), bool)
-    chosen[best_first[: np.searchsorted(ends, share * ends[-1], side="right")]] = True
+    chosen[best_first[:count]] = True
     return chosen

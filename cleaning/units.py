@@ -10,6 +10,7 @@ from cleaning.formats import MAX_RECORD, read_json_lines
 from cleaning.readers import Drops, ending_of, read_records, readable_chunks, size_of, text_of
 
 UNIT = 4 << 20  # bytes of .jsonl, or characters of the texts of other formats
+EACH = 64  # characters that a text counts for beside its own, so that millions of empty cells are no single unit
 
 
 @dataclass
@@ -72,8 +73,8 @@ def line_blocks(chunks):
         if end:
             yield together[:end], False
         elif held > MAX_RECORD:
-            yield together, True
-            end = held
+            end = held - together.endswith(b"\r")  # which may be the end of this line
+            yield together[:end], True
         parts, held = [together[end:]], len(together) - end
     if held:
         yield b"".join(parts), False
@@ -97,7 +98,7 @@ def units_of_records(path, name, drops, progress):
             drops.add(reason, str(path), line, str(record))
             continue
         texts.append((line, text))
-        size += len(text)
+        size += len(text) + EACH
         if size >= UNIT:
             yield Unit(str(path), texts=texts)
             texts, size = [], 0

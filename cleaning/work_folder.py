@@ -6,25 +6,44 @@ import shutil
 import sys
 from pathlib import Path
 
+from cleaning.files import UNFINISHED, write_lines
+
+
+def differing(before, now):
+    """The names of what differs between two identities: settings by their flags, the rest by its key."""
+    flags = {**before.get("settings", {}), **before.get("limits", {})}, {**now["settings"], **now["limits"]}
+    names = [f"--{name}" for name in flags[1] if flags[0].get(name) != flags[1][name]]
+    return names + [key for key in now if key not in ("settings", "limits") and before.get(key) != now[key]]
+
 
 @contextlib.contextmanager
-def work_folder(output, identity):
+def work_folder(output, identity, fresh=False):
     """A folder beside `output` for parts; those of an interrupted run of the same `identity` are found in it again.
 
     It is removed at the end, and after an error if nothing in it is worth keeping.
+
+    Args:
+        identity: {"settings", "limits", …}, what must be equal for parts to be the same.
+        fresh: forget what an unfinished run has made.
+    Raises:
+        ValueError: an unfinished run was another one; or the folder holds something else.
     """
     folder = Path(f"{output}.parts")
-    mark, text = folder / "job.json", json.dumps(identity, ensure_ascii=False, indent=1, default=str)
+    mark, now = folder / "job.json", json.loads(json.dumps({"format": UNFINISHED, **identity}, default=str))
     if folder.is_dir() and not mark.is_file():
         raise ValueError(f"{folder} is needed for the parts of {output}, but holds something else; rename it")
-    if folder.is_dir() and mark.read_text(encoding="utf-8") != text:
-        print(f"{folder} belongs to a run with other settings or files; starting anew")
+    if folder.is_dir() and fresh:
         shutil.rmtree(folder)
+    if folder.is_dir() and (names := differing(json.loads(mark.read_text(encoding="utf-8")), now)):
+        raise ValueError(
+            f"{folder} belongs to an unfinished run that differs in {', '.join(names)}. "
+            "Use the same to go on with it, --fresh to start over, or another --output"
+        )
     made = len(list(folder.glob("*.npz")))
     if made:
         print(f"going on with the {made:,} parts that are already in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(text, encoding="utf-8")
+    write_lines(mark, [json.dumps(now, indent=1)])
     done = False
     try:
         yield folder

@@ -151,10 +151,13 @@ def test_parts_of_other_settings_or_files_are_not_used(tmp_path, tokenizer_dir, 
 
     assert "the same command goes on" in stopped()
     assert "going on with the" in stopped()
-    assert "starting anew" in stopped("--seed", 1)
-    save(tmp_path / "a.jsonl", sentences(301))
-    assert "starting anew" in stopped("--seed", 1)
-    run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", "--seed", 1, "--val_fraction", 0)
+    for change, words in ((["--seed", 1, "--order", "length"], "differs in --seed, --order"), ([], "differs in files")):
+        if not change:
+            save(tmp_path / "a.jsonl", sentences(301))
+        with pytest.raises(ValueError, match=words):
+            run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", *change)
+        assert any((tmp_path / "p.bin.parts").glob("*.npz"))
+    run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", "--fresh", "--val_fraction", 0)
     assert texts_of(tmp_path / "p.bin", tokenizer_dir) == sentences(301)
     assert not (tmp_path / "p.bin.parts").exists()
 

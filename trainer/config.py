@@ -118,7 +118,7 @@ class PretrainConfig(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.anneal_path and (self.schedule != "wsd" or not self.anneal_fraction):
+        if self.anneal_path and (self.schedule != "wsd" or not 0 < self.anneal_fraction < 1):
             raise ValueError("--anneal_path is read in the falling tail of --schedule wsd; set that, and its length")
 
 

@@ -17,7 +17,7 @@ from trainer.config import changed_settings
 from trainer.flops import peak_flops
 from trainer.optim import WeightAverage, fill, make_optimizers
 from trainer.sampler import OrderWithTail, RowOrder
-from trainer.schedule import tail_steps
+from trainer.schedule import tail_steps, with_tail
 
 # Compared by content when a run is continued, beside its settings and its shape.
 CONTENT = ("rows_per_step", "data", "init_from", "dtype", "tokenizer_hash")
@@ -83,6 +83,8 @@ class Run:
         self.order = RowOrder(data.train_rows, *how, shuffle=data.shuffle)
         self.total = cfg.max_steps or cfg.epochs * self.order.steps_per_epoch
         if len(data.tail_rows):
+            if not cfg.max_steps:  # the tail comes behind all epochs of the other rows
+                self.total = with_tail(self.total, cfg.anneal_fraction)
             switch = self.total - tail_steps(self.total, cfg.anneal_fraction)
             self.order = OrderWithTail(self.order, RowOrder(data.tail_rows, *how), switch)
         self.progress = Progress()

@@ -8,6 +8,14 @@ def tail_steps(total, anneal_fraction):
     return max(1, round(total * anneal_fraction)) if anneal_fraction > 0 else 0
 
 
+def with_tail(steps, anneal_fraction):
+    """Steps of a run of 'wsd' whose falling tail comes behind so many steps."""
+    total = int(steps / (1 - anneal_fraction))
+    while total - tail_steps(total, anneal_fraction) < steps:
+        total += 1
+    return total
+
+
 def lr_factor(step, total, kind, warmup, floor=0.1, anneal_fraction=0.2):
     """The learning rate of a step as a share of the highest.
 
