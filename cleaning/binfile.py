@@ -55,12 +55,12 @@ def check_output(path, inputs, sharded=False, anneal=False):
         ValueError: not a .bin name (`sharded`: not the name of a folder for shards alone), or a description would
             overwrite one of the inputs or something else.
     """
-    path, taken = Path(path), {Path(i).resolve() for i in inputs}
+    path, taken = Path(path), {os.path.realpath(i) for i in inputs}
     if sharded:
         if path.suffix or (path.exists() and not path.is_dir()):
             raise ValueError(f"--output {path}: with --shard_tokens it names a folder, for example dataset/pretrain")
         own = lambda f: is_number(f.stem) and (f.suffix in (".bin", ".tmp") or (f.suffix == ".json" and is_sidecar(f)))  # noqa: E731
-        others = [f.name for f in path.glob("*") if not own(f) or f.resolve() in taken]
+        others = [f.name for f in path.glob("*") if not own(f) or os.path.realpath(f) in taken]
         if others:
             raise ValueError(f"--output {path} holds other files than shards, such as {others[0]}; name a new folder")
     elif path.suffix != ".bin" or path.is_dir():
@@ -68,7 +68,7 @@ def check_output(path, inputs, sharded=False, anneal=False):
     files = [*([] if sharded else [path]), val_path_of(path), *([anneal_path_of(path)] if anneal else [])]
     for file in files:
         sidecar = sidecar_of(file)
-        if sidecar.resolve() in taken or (sidecar.exists() and not is_sidecar(sidecar)):
+        if os.path.realpath(sidecar) in taken or (sidecar.exists() and not is_sidecar(sidecar)):
             raise ValueError(
                 f"{file} needs {sidecar} for its description, but that file holds something else; "
                 f"rename it or choose another --output"

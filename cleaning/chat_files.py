@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -183,7 +184,7 @@ def run(kind, cfg, load_tokenizer):
     weighted = [([path], weight) for path, weight in parse_weights(cfg.mix, "--mix")]
     sources = weighted or [(cfg.input, None)]
     files = [p for paths, _ in sources for p in expand_inputs(paths)]
-    if Path(cfg.output).resolve() in {p.resolve() for p in files}:
+    if os.path.realpath(cfg.output) in {os.path.realpath(p) for p in files}:
         raise ValueError(f"--output {cfg.output} is one of the inputs; choose another name")
     tokenizer = load_tokenizer(cfg.tokenizer)
     count_tokens = lambda texts: sum(map(len, tokenizer.encode_batch(texts)))  # noqa: E731

@@ -185,7 +185,8 @@ def split(samples, settings, drops):
             if not own:
                 raise ValueError(
                     f"class {name} has {len(samples[name].kept)} different text(s), and none fell into the part to "
-                    f"{part}; give more texts (a few hundred at least) or change --held_out {settings.held_out}"
+                    f"{part}; give more texts (a few hundred at least; those in two classes count in none), or change "
+                    f"--held_out {settings.held_out}"
                 )
     return parts
 

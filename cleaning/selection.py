@@ -73,7 +73,7 @@ def parse_weights(entries, flag, what="PATH"):
     """['zh.jsonl:0.6', 'en.jsonl:0.4'] → [(name, weight)]; ValueError for a weight that is none."""
     weights = []
     for entry in entries:
-        name, colon, weight = entry.rpartition(":")
+        name, _, weight = entry.rpartition(":")
         try:
             number = float(weight)
         except ValueError:

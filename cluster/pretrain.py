@@ -13,6 +13,7 @@ command goes on with the tasks that are not done. Needs pip install -r requireme
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -144,7 +145,7 @@ def run(cfg, where, limits=None):
     limits = dataclasses.replace(limits, exams=exams, blocklist=blocklist and str(Path(blocklist).resolve()))
     scorers = {name: str(Path(path).resolve()) for name in ("quality",) if (path := getattr(cfg, name))}
     paths = {"output": str(Path(cfg.output).resolve()), "tokenizer": str(Path(cfg.tokenizer).resolve())}
-    cfg = dataclasses.replace(cfg, input=[str(file.resolve()) for file in files], **paths, **scorers)
+    cfg = dataclasses.replace(cfg, input=[os.path.realpath(file) for file in files], **paths, **scorers)
     tokenizer = encoder_of(load_tokenizer, cfg.tokenizer).tokenizer  # V ≤ 65,536
     seen = [size_and_time(path) for path in files]
     tasks = min(where.tasks, len(files))

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 import data_process
 from cleaning import formats, units
 from cleaning.files import DOWNLOADED
+from cleaning.pieces import PieceEncoder
 from cleaning.quality import QualitySettings, train
 from cleaning.readers import Drops, read_records
 from cleaning.selection import best_share, hashed, in_order, mixed
@@ -341,9 +343,86 @@ def test_a_folder_in_the_place_of_the_parts_that_holds_something_else_is_left_al
     assert (tmp_path / "p.bin.parts" / "mine.txt").read_text(encoding="utf-8") == "mine"
 
 
+def test_a_text_of_which_the_better_scored_copy_is_a_repeat_stays(tmp_path, tokenizer_dir, scorer, monkeypatch):
+    long = ["".join(sentences(60, seed)) for seed in range(3)]
+    save(tmp_path / "a.jsonl", [*long, *("\u3000" * 8 + t for t in long)])
+    length = lambda self, texts: np.array([len(t) for t in texts], np.float32)  # noqa: E731 the copy scores higher
+    monkeypatch.setattr("cleaning.scorer.Scorer.scores", length)
+    flags = ["--near_duplicates", 0.8, "--quality", scorer / "q.npz", "--val_fraction", 0]
+    run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", *flags)
+    assert texts_of(tmp_path / "p.bin", tokenizer_dir) == long
+
+
+def test_raw_files_are_never_overwritten_by_shards_or_descriptions(tmp_path, tokenizer_dir, scorer):
+    raw = json.dumps([{"text": t} for t in sentences(9)])
+    for name, output, flags in (
+        ("00000.json", "", ["--shard_tokens", 1000]),
+        ("p_anneal.json", "p.bin", ["--quality", scorer / "q.npz", "--anneal", 0.1]),
+    ):
+        folder = tmp_path / name.split(".")[0]
+        folder.mkdir()
+        (folder / name).write_text(raw, encoding="utf-8")
+        with pytest.raises(ValueError, match="holds"):
+            run(tokenizer_dir, folder / name, folder / output, *flags)
+        assert (folder / name).read_text(encoding="utf-8") == raw
+
+
+def test_links_to_nothing_or_themselves_and_names_that_are_no_utf_8_cost_nothing_else(tmp_path, tokenizer_dir, capsys):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "x.json").symlink_to("nowhere.json")
+    (raw / "l.jsonl").symlink_to("l.jsonl")
+    name = Path(os.fsdecode(os.fsencode(raw) + b"/\xd6\xd0.jsonl"))
+    save(name, sentences(5))
+    run(tokenizer_dir, raw, tmp_path / "p.bin", "--val_fraction", 0)
+    assert texts_of(tmp_path / "p.bin", tokenizer_dir) == sentences(5)
+    assert "2  cannot be read" in capsys.readouterr().out
+    (source,) = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))["sources"]
+    assert source["path"] == str(name)
+
+
+def test_an_output_inside_of_the_input_does_not_read_what_an_unfinished_run_has_left(
+    tmp_path, tokenizer_dir, small_units, monkeypatch, capsys
+):
+    save(tmp_path / "a.jsonl", sentences(200))
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("cleaning.pretrain.select", stopped)
+        run(tokenizer_dir, tmp_path, tmp_path / "p.bin", "--val_fraction", 0)
+    run(tokenizer_dir, tmp_path, tmp_path / "p.bin", "--val_fraction", 0)
+    assert "going on with the" in capsys.readouterr().out
+    assert texts_of(tmp_path / "p.bin", tokenizer_dir) == sentences(200)
+
+
+@pytest.mark.parametrize("flags", [[], ["--order", "shuffle"], ["--near_duplicates", "0.8"]])
+def test_files_without_a_record_are_told_whatever_is_asked_for(tmp_path, tokenizer_dir, flags):
+    (tmp_path / "a.csv").write_text("text\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="no usable text"):
+        run(tokenizer_dir, tmp_path / "a.csv", tmp_path / "p.bin", *flags)
+
+
+def test_a_mixture_names_what_has_no_text(tmp_path, tokenizer_dir):
+    save(tmp_path / "a.jsonl", sentences(5))
+    save(tmp_path / "b.jsonl", [" "])
+    mix = ["--mix", f"{tmp_path}/a.jsonl:1", f"{tmp_path}/b.jsonl:1", "--tokenizer", str(tokenizer_dir)]
+    with pytest.raises(ValueError, match=r"no usable text of .*b\.jsonl; leave it out"):
+        data_process.main(["pretrain", *mix, "--output", str(tmp_path / "p.bin")])
+
+
+def test_a_million_spaces_are_encoded_as_the_tokenizer_does(tokenizer_dir):
+    encoder = PieceEncoder(load_tokenizer(str(tokenizer_dir)))
+    text = "表" + " " * 1_100_000 + "a"
+    assert encoder.encode([text])[0].tolist() == encoder.tokenizer.encode(text)
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--min_quality", "nan", "--quality", "x"], "--min_quality nan is not a score"),
+        (["--domains", "x"], "no effect without --mix_domains"),
         (["--rules", "webb"], "no rule webb; there are mojibake"),
         (["--min_characters", "5"], "limit of the rule length, which is not asked for"),
         (["--rules", "exam"], "needs the folder of an exam"),

@@ -20,7 +20,7 @@ from trainer.config import FREE, PreferenceConfig, PretrainConfig, SFTConfig, Tr
 from trainer.flops import flops_per_token, peak_flops
 from trainer.metrics import Log, duration, start_wandb, training_line
 from trainer.runtime import Runtime, choose_compile, choose_device, choose_dtype, seed_step
-from trainer.schedule import lr_factor
+from trainer.schedule import lr_factor, tail_steps, with_tail
 
 MINIMIND_FLAGS = (
     "out_dir epochs batch_size learning_rate device dtype use_wandb wandb_project num_workers data_path ddp "
@@ -63,6 +63,13 @@ def test_a_field_of_many_values_takes_them_all_and_shows_none_as_its_default():
     parser = parser_of(Several)
     assert parser.parse_args(["--rules", "a", "b"]).rules == ["a", "b"] and parser.parse_args([]).rules == []
     assert "which (default: none)" in parser.format_help()
+
+
+@pytest.mark.parametrize("steps", [1, 7, 80, 999])
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.9])
+def test_a_tail_comes_behind_all_steps_that_were_asked_for(steps, share):
+    total = with_tail(steps, share)
+    assert total - tail_steps(total, share) == steps and total - steps == max(1, round(total * share))
 
 
 def test_numbers_keep_their_type_and_bad_ones_are_refused(capsys):

@@ -248,6 +248,9 @@ def describe_run(run):
         f"{run.order.steps_per_epoch:,} steps an epoch, "
         f"{cfg.optimizer}, {cfg.schedule} from {cfg.learning_rate:g}"
     )
+    if len(run.data.tail_rows):
+        steps = run.total - run.order.switch
+        runtime.say(f"tail      the last {steps:,} steps are of {len(run.data.tail_rows):,} rows of --anneal_path")
     if run.total < FEW_STEPS and not cfg.max_steps:
         runtime.say(
             f"note      {run.total} steps hardly train anything; for more of them lower --batch_size or "
