@@ -38,8 +38,10 @@ def attend(q, k, v, mask, p_drop, fused, beginning=None):
     if q.device.type == "cpu" and q.shape[2] == k.shape[2] <= BLOCKS_PAY_UP_TO:
         # the CPU's fused kernel takes 140 ms forwards and backwards, this 77 (B 8, H 16, T 512, D 32, bf16, compiled)
         return written_out(q, k, v, mask, p_drop, block=max(SMALLEST_BLOCK, -(-q.shape[2] // BLOCKS)))
-    k, v = (for_every_query_head(x, q) for x in (k, v))
-    return F.scaled_dot_product_attention(q, k, v, mask, p_drop, is_causal=mask is None)
+    shares = q.device.type == "cpu"  # its kernel reads a head that is shared where it is; copied it takes three times
+    if not shares:  # as long (B 16, H 16, K 8, T 1, S 190, D 32)
+        k, v = (for_every_query_head(x, q) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, mask, p_drop, is_causal=mask is None, enable_gqa=shares)
 
 
 def for_every_query_head(x, q):
