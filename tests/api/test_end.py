@@ -63,10 +63,10 @@ def process(tmp_path, model, tokenizer):
 
 
 def test_sigterm_lets_running_texts_end_and_refuses_new_ones(process):
-    made, url = process("--max_tokens", "3000", "--overflow", "slide")
+    made, url = process("--max_tokens", "3000", "--overflow", "slide", "--drain_seconds", "600")
     body = {"prompt": [1, 9], "stream": True, "temperature": 0, "max_tokens": 2500, "n": 2}
     with (
-        httpx.Client(base_url=url, timeout=60) as client,
+        httpx.Client(base_url=url, timeout=600) as client,
         client.stream("POST", "/completions", json=body) as stream,
     ):
         lines = stream.iter_lines()
