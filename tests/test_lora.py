@@ -10,7 +10,7 @@ from torch import nn
 
 from model.huggingface import own_name, stock_name, to_adjacent, to_half_split
 from model.LMConfig import LMConfig
-from model.lora import Adapter, LoRALinear, adapted, add_lora, load_adapter, merged_state, remove_lora
+from model.lora import Adapter, LoRALinear, adapted, add_lora, load_adapter, merge_lora, merged_state, remove_lora
 from model.model import Transformer
 from tests.oracles import stock_llama
 from trainer.chat_stage import adapter_folder, save_adapter
@@ -56,6 +56,8 @@ def test_merged_equals_unmerged_and_removing_it_restores_the_base_bit_for_bit(mo
     merged = transformer(use_moe=moe)
     merged.load_state_dict(merged_state(model), strict=True)
     assert (merged(IDS).logits - adapted_logits).abs().max() < 1e-5
+    in_place = merge_lora(trained(transformer(use_moe=moe), Adapter(rank=4, alpha=8, rslora=rslora)))
+    assert torch.equal(in_place(IDS).logits, merged(IDS).logits) and not adapted(in_place)
     remove_lora(model)
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in before)
