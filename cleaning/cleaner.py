@@ -81,7 +81,8 @@ def cleaned(job, unit):
             found.changes.update(name for name in changed if name != "clean")
         if not reason and len(frequent):
             text, removed = without_lines(text, frequent, job.lines)
-            found.changes["repeated lines left out"] += bool(removed)
+            if removed:
+                found.changes["repeated lines left out"] += 1
             reason = None if text else "nothing but repeated lines"
         if reason:
             found.drops.add(reason, unit.file, line, raw)

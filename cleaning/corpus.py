@@ -18,7 +18,7 @@ from cleaning.equal_keys import first_occurrences
 from cleaning.files import progress_meter
 from cleaning.minhash import NearDuplicates
 from cleaning.near_duplicates import drop_mask
-from cleaning.selection import Columns, best_share, hashed, in_order, leave_out, mixed
+from cleaning.selection import Columns, arranged, best_share, hashed, leave_out, uses_in_mixture
 
 BATCH = 1 << 22  # ids that are put together where each document has a place of its own
 SIZES = ("lengths", "characters", "bytes")
@@ -102,8 +102,8 @@ def arrange(selection, parts, cfg, mixture):
         if not sizes.all():
             empty = ", ".join(name for name, size in zip(mixture.names, sizes) if not size)
             raise ValueError(f"nothing to mix: no usable text of {empty}; leave it out of the mixture")
-        times = mixed(group, tokens, chance, mixture.weights, cfg.max_repeats)
-    selection.order = in_order(cfg.order, times, tokens, quality, chance)
+        times = uses_in_mixture(group, tokens, chance, mixture.weights, cfg.max_repeats)
+    selection.order = arranged(cfg.order, times, tokens, quality, chance)
     selection.uses = dict(enumerate(np.bincount(times[used]).tolist()))
     if cfg.anneal:
         best = best_share(selection.order, tokens, quality, cfg.anneal)

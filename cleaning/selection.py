@@ -84,7 +84,7 @@ def parse_weights(entries, flag, what="PATH"):
     return weights
 
 
-def mixed(group, tokens, chance, weights, max_repeats=1):
+def uses_in_mixture(group, tokens, chance, weights, max_repeats=1):
     """How often each document is used so that groups stand in the ratio of their weights, counted in tokens.
 
     The group that has least for its weight is used as often as `max_repeats` allows; others as their weight demands. A
@@ -110,7 +110,7 @@ def mixed(group, tokens, chance, weights, max_repeats=1):
     return times
 
 
-def in_order(order, times, tokens, quality, chance):
+def arranged(order, times, tokens, quality, chance):
     """Documents, each as often as `times` says → their numbers in one of ORDERS, (times.sum(),) int64.
 
     The best, or the longest, come last. Copies of a document follow each other, unless they are shuffled.

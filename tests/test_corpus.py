@@ -21,7 +21,7 @@ from cleaning.files import DOWNLOADED
 from cleaning.pieces import PieceEncoder
 from cleaning.quality import QualitySettings, train
 from cleaning.readers import Drops, read_records
-from cleaning.selection import best_share, hashed, in_order, mixed
+from cleaning.selection import arranged, best_share, hashed, uses_in_mixture
 from model.chat import load_tokenizer
 from tests.test_data_process import run, save, texts_of
 
@@ -196,7 +196,7 @@ def test_no_group_of_a_mixture_is_off_by_more_than_a_document_or_used_too_often(
     group = np.repeat(np.arange(len(sizes)), sizes)
     tokens, chance = rng.integers(1, 100, len(group)), rng.integers(0, 2**63, len(group), dtype=np.uint64)
     weights = weights[: len(sizes)]
-    times = mixed(group, tokens, chance, weights, repeats)
+    times = uses_in_mixture(group, tokens, chance, weights, repeats)
     totals = np.bincount(group, tokens * times, minlength=len(sizes))
     full = min(repeats * tokens[group == g].sum() / w for g, w in enumerate(weights))
     assert (np.abs(totals - full * np.array(weights)) <= tokens.max()).all()
@@ -208,14 +208,14 @@ def test_orders_are_what_they_say_and_lose_nothing():
     rng = np.random.default_rng(0)
     times, tokens, quality = rng.integers(0, 4, 500), rng.integers(1, 99, 500), rng.random(500)
     chance = hashed(np.arange(500, dtype=np.uint64), 7)
-    orders = {o: in_order(o, times, tokens, quality, chance) for o in ("source", "shuffle", "length", "quality")}
+    orders = {o: arranged(o, times, tokens, quality, chance) for o in ("source", "shuffle", "length", "quality")}
     for order in orders.values():
         assert np.bincount(order, minlength=500).tolist() == times.tolist()
     assert (np.diff(orders["source"]) >= 0).all()
     assert (np.diff(tokens[orders["length"]]) >= 0).all() and (np.diff(quality[orders["quality"]]) >= 0).all()
     together = np.mean(np.diff(orders["shuffle"]) == 0)
     assert together < 0.02 and abs(np.corrcoef(np.arange(len(orders["shuffle"])), orders["shuffle"])[0, 1]) < 0.1
-    other = in_order("shuffle", times, tokens, quality, hashed(np.arange(500, dtype=np.uint64), 8))
+    other = arranged("shuffle", times, tokens, quality, hashed(np.arange(500, dtype=np.uint64), 8))
     assert (other != orders["shuffle"]).mean() > 0.9
 
 
