@@ -46,15 +46,21 @@ def main(argv=None):
         st.error(str(error))
         st.stop()
     conversation = Conversation(model, tokenizer, sampling, system)
-    conversation.turns = turns = remembered_turns(st)
     st.sidebar.caption(f"{path.stem}: {model.n_params():,} parameters, context {model.cfg.max_seq_len}")
+    with remembered_turns(st) as conversation.turns:
+        talk(st, top, conversation)
+
+
+def talk(st, top, conversation):
+    """What was said, what can be done with it, and the answer to what is asked now."""
+    turns = conversation.turns
     left, right = top.columns(2)
     if left.button("New chat", width="stretch"):
         turns.clear()
     line, off = conversation.line(), not turns
     right.download_button("Download", line, "conversation.jsonl", disabled=off, on_click="ignore", width="stretch")
     question = st.chat_input("Ask something", submit_mode="disable")
-    if st.session_state.pop("again", False):
+    if st.session_state.pop("again", False) and turns:
         question = turns[-2]["content"]
         del turns[-2:]
     for turn in turns:

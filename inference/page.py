@@ -6,6 +6,7 @@
 import contextlib
 import dataclasses
 import re
+import threading
 import uuid
 from pathlib import Path
 
@@ -28,16 +29,22 @@ def checkpoints(out_dir):
     return sorted(found, key=lambda p: -p.stat().st_mtime_ns)
 
 
+@contextlib.contextmanager
 def remembered_turns(st):
-    """The turns of the conversation that the page's address names; a new one if it names none."""
+    """Holds the turns of the conversation that the page's address names; a new one if it names none.
+
+    Pressing a button starts the page anew before the run that it ends has kept what was written; the new one waits.
+    """
 
     @st.cache_resource(max_entries=REMEMBERED)
     def turns_of(chat):
-        return []
+        return [], threading.Lock()
 
     if "chat" not in st.query_params:
         st.query_params["chat"] = uuid.uuid4().hex  # cannot be guessed
-    return turns_of(st.query_params["chat"])
+    turns, lock = turns_of(st.query_params["chat"])
+    with lock:
+        yield turns
 
 
 def parted(text):

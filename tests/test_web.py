@@ -1,11 +1,13 @@
 """The chat page, driven as streamlit's own tester drives it: no browser, the same script."""
 
 import sys
+import threading
+import types
 from pathlib import Path
 
 import pytest
 
-from inference.page import parted
+from inference.page import parted, remembered_turns
 from tests.stages import make_base
 
 testing = pytest.importorskip("streamlit.testing.v1", reason="needs pip install -r requirements-serve.txt")
@@ -44,6 +46,24 @@ def test_a_question_is_answered_and_asked_again(page):
     assert turns(page) == first  # greedy
     button(page, "New chat").click().run()
     assert turns(page) == []
+
+
+def test_a_run_of_the_page_waits_until_the_one_it_ends_has_kept_its_answer():
+    chats, seen = {}, []
+    cached = lambda **_: lambda f: lambda chat: chats.setdefault(chat, f(chat))  # noqa: E731
+    page = types.SimpleNamespace(query_params={}, cache_resource=cached)
+
+    def next_run():
+        with remembered_turns(page) as turns:
+            seen.extend(turns)
+
+    with remembered_turns(page) as turns:
+        later = threading.Thread(target=next_run)
+        later.start()
+        later.join(0.2)  # seconds; it must not end
+        turns += ["question", "answer"]
+    later.join(20)
+    assert seen == ["question", "answer"]
 
 
 def test_reasoning_is_told_from_the_answer_from_its_first_word_on():
