@@ -8,11 +8,11 @@ piece was seen before: looking up replaces most of the work.
 
 import functools
 import json
-from itertools import chain
+from itertools import chain, compress, repeat
 
 import numpy as np
 
-from cleaning.ranked import BMP, ranked, settled_characters
+from cleaning.ranked import BETWEEN, BMP, ranked, settled_characters
 
 MEMORY = 1 << 19  # pieces remembered, about 150 bytes each, before all are forgotten
 MEMORY_IDS = 1 << 23  # and their ids, 2 bytes each
@@ -99,8 +99,14 @@ class PieceEncoder:
         self.ids, self.ends = np.zeros(0, np.uint16), np.zeros(1, np.int64)
 
     def _learn(self, pieces):
-        """Encodes pieces that were not met before, which get the next numbers."""
-        ids, ends = self._encode_words(pieces)  # first: what fails here must not be half known afterwards
+        """Encodes pieces that were not met before, by the faster library where that is certain to agree."""
+        sure = self._sure(pieces)
+        for certain, encode in ((sure, self._encode_ranked), (~sure, self._encode_whole)):
+            if certain.any():
+                self._keep(chosen := list(compress(pieces, certain.tolist())), *encode(chosen))
+
+    def _keep(self, pieces, ids, ends):
+        """Gives pieces the next numbers; their ids, end to end, and where those of each end."""
         first = len(self.number)
         self.number.update(zip(pieces, range(first, first + len(pieces))))
         for number, piece in enumerate(pieces, first):
@@ -111,19 +117,21 @@ class PieceEncoder:
                     self.number_of_pair[place] = number
         self.ids, self.ends = np.concatenate([self.ids, ids]), np.concatenate([self.ends, self.ends[-1] + ends])
 
-    def _encode_words(self, texts):
-        """The same as _encode_whole, by the faster library where that is certain to agree."""
+    def _sure(self, texts):
+        """(len(texts),) bool: which of them tiktoken is certain to encode as the tokenizer does."""
         if self.ranked is None:
-            return self._encode_whole(texts)
+            return np.zeros(len(texts), bool)
         points = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
         settled = np.where(points < BMP, self.settled[np.minimum(points, BMP - 1)], False)
         starts = np.cumsum([0, *map(len, texts)])[:-1]
-        sure = np.logical_and.reduceat(settled, starts) & (np.diff(starts, append=len(points)) < LONGEST)
-        lists = [self.ranked.encode_ordinary(text) if ok else None for text, ok in zip(texts, sure.tolist())]
-        others = np.flatnonzero(~sure).tolist()
-        for i, ids in zip(others, self.tokenizer.encode_batch([texts[i] for i in others])):
-            lists[i] = ids
-        return self._joined(lists)
+        return np.logical_and.reduceat(settled, starts) & (np.diff(starts, append=len(points)) < LONGEST)
+
+    def _encode_ranked(self, texts):
+        """The same as _encode_whole, of texts that are sure."""
+        ids = self.ranked.encode_to_numpy(BETWEEN.join(texts), allowed_special={BETWEEN})
+        between = ids == self.tokenizer.vocab_size
+        ends = np.flatnonzero(np.append(between, True)) - np.arange(len(texts))
+        return ids[~between].astype(np.uint16), ends
 
     def _place(self, a, b):
         """Place of a pair of code points in tables of pairs; 0 where one of them is in no pair."""
@@ -177,6 +185,8 @@ class PieceEncoder:
         starts = np.concatenate([[0], stops[:-1]])
         # Three pieces in four are a single character, and most others two: found without making a str of them.
         first, size = points[starts], stops - starts
+        if new := np.unique(first[(size == 1) & (self.number_of_char[first] < 0)]).tolist():
+            self._learn([*map(chr, new)])
         numbers = np.where(size == 1, self.number_of_char[first], -1)
         two = np.flatnonzero(size == 2)
         a, b = self.row[first[two]], self.column[points[starts[two] + 1]]
@@ -185,9 +195,12 @@ class PieceEncoder:
             numbers[~known[starts]] = -1
         rest = np.flatnonzero(numbers < 0)
         pieces = [text[i:j] for i, j in zip(starts[rest].tolist(), stops[rest].tolist())]
-        if new := set(pieces).difference(self.number):
-            self._learn(list(new))
-        numbers[rest] = np.fromiter(map(self.number.__getitem__, pieces), dtype=np.int64, count=len(pieces))
+        found = np.fromiter(map(self.number.get, pieces, repeat(-1)), np.int64, len(pieces))
+        new = np.flatnonzero(found < 0).tolist()
+        if new:
+            self._learn(list({pieces[i] for i in new}))
+            found[new] = [self.number[pieces[i]] for i in new]
+        numbers[rest] = found
         begins = self.ends[numbers]
         counts = self.ends[numbers + 1] - begins
         ends = np.cumsum(counts)
