@@ -34,8 +34,8 @@ import argparse
 from cleaning.chat_files import ChatSettings, record_at
 from cleaning.chat_files import run as clean_chats
 from cleaning.downloads import DownloadSettings, download
-from cleaning.pretrain import PretrainSettings
 from cleaning.pretrain import run as write_corpus
+from cleaning.pretrain_settings import PretrainSettings
 from cleaning.quality import QualitySettings, train
 from cleaning.readers import expand_inputs
 from cleaning.rules import RuleSettings

@@ -7,7 +7,7 @@ texts                normalize, rules (mojibake, markup, boilerplate, simplify, 
 exams                exam_files, grams
 repeats              equal_keys, repeated_lines, shingles → minhash → near_duplicates
 scores               ngrams, calibration, scorer, quality, quality_report
-a corpus             settings, workers, cleaner → parts, selection → corpus, work_folder, binfile
+a corpus             settings, pretrain_settings, workers, cleaner → parts, selection → corpus, work_folder, binfile
 ids                  bpe (learning a vocabulary), pieces, ranked
 chats                conversations, preferences, spool
 figures              scripts, histogram, tally, stats, stats_text, packed, urls

@@ -53,7 +53,7 @@ def check_output(path, inputs, sharded=False, anneal=False):
 
     Raises:
         ValueError: not a .bin name (`sharded`: not the name of a folder for shards alone), or a description would
-            overwrite one of the inputs or something else.
+            overwrite one of the inputs or something else, or a part that nobody named a file that is not ours.
     """
     path, taken = Path(path), {os.path.realpath(i) for i in inputs}
     if sharded:
@@ -65,8 +65,12 @@ def check_output(path, inputs, sharded=False, anneal=False):
             raise ValueError(f"--output {path} holds other files than shards, such as {others[0]}; name a new folder")
     elif path.suffix != ".bin" or path.is_dir():
         raise ValueError(f"--output {path} must be a file name that ends in .bin, for example dataset/pretrain.bin")
-    files = [*([] if sharded else [path]), val_path_of(path), *([anneal_path_of(path)] if anneal else [])]
-    for file in files:
+    parts = [val_path_of(path), *([anneal_path_of(path)] if anneal else [])]
+    for file in parts:
+        begun = Path(f"{sidecar_of(file)}.tmp").exists()  # a run was killed between moving the one and the other
+        if file.exists() and not is_sidecar(sidecar_of(file)) and not begun:
+            raise ValueError(f"{file} would be overwritten and was not made here; move it or choose another --output")
+    for file in [*([] if sharded else [path]), *parts]:
         sidecar = sidecar_of(file)
         if os.path.realpath(sidecar) in taken or (sidecar.exists() and not is_sidecar(sidecar)):
             raise ValueError(

@@ -51,6 +51,21 @@ class Columns:
         return self.parts[number].column(self.name)
 
 
+def used_of_sources(parts, train, order, n):
+    """What of each source is trained on: ((n,) documents, (n,) tokens), int64, each counted as often as it is used.
+
+    Args:
+        train, order: as in cleaning.corpus.Selection; n: how many sources there are.
+    """
+    sizes = np.cumsum([0, *(len(own) for own in train)])
+    times = None if order is None else np.bincount(order, minlength=sizes[-1])
+    totals = np.zeros((2, n), np.int64)
+    for part, own, first in zip(parts, train, sizes):
+        uses = own.astype(np.int64) if times is None else times[first : first + len(own)]
+        totals[:, part.about["source"]] += uses.sum(), uses @ part.column("lengths").astype(np.int64)
+    return totals
+
+
 def hashed(keys, seed):
     """(n,) uint64 → (n,) uint64, evenly spread and another for every seed.
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from cleaning.binfile import check_output, sha256_of
 from cleaning.files import code_digest
 from cleaning.pieces import encoder_of
-from cleaning.pretrain import PretrainSettings, check_limits, described, files_of_settings, job_of, size_and_time
+from cleaning.pretrain import described, files_of_settings, job_of, size_and_time
+from cleaning.pretrain_settings import PretrainSettings, check_limits
 from cleaning.readers import Drops, expand_inputs
 from cleaning.rules import RuleSettings
 from cluster.executors import ROOT, ClusterSettings, Stage, ray_cluster, run_stages, submit

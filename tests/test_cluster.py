@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 pytest.importorskip("datatrove", reason="pip install -r requirements-cluster.txt")
 
 from cleaning.minhash import NearDuplicates
-from cleaning.pretrain import PretrainSettings
+from cleaning.pretrain_settings import PretrainSettings
 from cleaning.scorer import Scorer, save_scorer
 from cleaning.shingles import jaccard, shingle_set
 from cluster import near, pretrain, steps

@@ -180,7 +180,12 @@ def test_a_mixture_stands_in_its_ratio_and_tells_how_often_texts_are_used(tmp_pa
         share = count(t for t in texts if t in second) / count(texts)
         assert abs(share - 0.25) < 0.01
         assert max(map(texts.count, second)) == repeats and max(map(texts.count, first)) == 1
-        assert json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))["uses"][str(repeats)] >= 100
+        about = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
+        assert about["uses"][str(repeats)] >= 100
+        for own, source, (name, mixed) in zip((first, second), about["sources"], about["mixed"].items()):
+            used = [text for text in texts if text in own]
+            assert mixed == {"documents": len(used), "tokens": count(used)}
+            assert source["path"] == name and mixed.items() <= source.items()
     assert "texts used 2 times" in capsys.readouterr().out
 
 
@@ -332,6 +337,27 @@ def test_a_dry_run_shows_ten_texts_a_rule_and_writes_nothing(tmp_path, tokenizer
     )
     examples = [line for line in shown[0].splitlines() if "too short: under 50" in line]
     assert len(examples) == 10 and len(set(examples)) == 10
+
+
+def test_the_description_tells_what_of_each_file_is_trained_on(tmp_path, tokenizer_dir):
+    (tmp_path / "raw").mkdir()
+    save(tmp_path / "raw" / "a.jsonl", sentences(70))
+    save(tmp_path / "raw" / "b.jsonl", sentences(200))  # 70 of them are in the other file
+    run(tokenizer_dir, tmp_path / "raw", tmp_path / "p.bin", "--val_fraction", 0.1)
+    about = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
+    for name in ("documents", "tokens"):
+        assert about[name] == sum(source[name] for source in about["sources"])
+    assert about["sources"][0]["documents"] == sum(
+        t in sentences(70) for t in texts_of(tmp_path / "p.bin", tokenizer_dir)
+    )
+
+
+def test_a_validation_part_that_was_not_made_here_is_left_alone(tmp_path, tokenizer_dir):
+    save(tmp_path / "a.jsonl", sentences(30))
+    (tmp_path / "p_val.bin").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"p_val\.bin would be overwritten"):
+        run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin")
+    assert (tmp_path / "p_val.bin").read_bytes() == b"mine"
 
 
 def test_a_folder_in_the_place_of_the_parts_that_holds_something_else_is_left_alone(tmp_path, tokenizer_dir):

@@ -290,7 +290,7 @@ def test_the_faster_library_is_used_where_it_must_agree_and_only_there(tokenizer
 def test_white_space_before_a_digit_is_one_word_and_new_letters_are_left_to_the_tokenizer(tokenizer_dir):
     tokenizer = load_tokenizer(str(tokenizer_dir))
     texts = ["a  1", "a \n 1", " \t  12 b", "\U000323b0a", "\ua7cdb \U0001fabfc", "x\u3000 9", "\x85 1"]
-    texts += ["a\uffffb", "\uffff", "x \uffff 1", "\0", "\0\U00020000\0春"]  # what stands between texts, and what stands for none
+    texts += ["a\uffffb", "\uffff", "x \uffff 1", "\0", "\0\U00020000\0春"]  # of what stands between texts
     assert ids_of(PieceEncoder(tokenizer), texts) == tokenizer.encode_batch(texts)
 
 

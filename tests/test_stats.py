@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cleaning import tally
 from cleaning.histogram import ERROR, Histogram, bounds_of, buckets_of
-from cleaning.pretrain import PretrainSettings, run
+from cleaning.pretrain import run
+from cleaning.pretrain_settings import PretrainSettings
 from cleaning.scripts import LANGUAGES, SCRIPTS, SIMPLIFIED, TRADITIONAL, languages_of, scripts_of
 from cleaning.stats import StatsSettings, statistics, stats
 from cleaning.tally import Domains
