@@ -33,6 +33,7 @@ import argparse
 
 from cleaning.chat_files import ChatSettings, record_at
 from cleaning.chat_files import run as clean_chats
+from cleaning.chat_rules import ELSEWHERE
 from cleaning.downloads import DownloadSettings, download
 from cleaning.pretrain import run as write_corpus
 from cleaning.pretrain_settings import PretrainSettings
@@ -71,19 +72,14 @@ def parse(argv):
     known = {name: commands.add_parser(name, help=text) for name, text in COMMANDS.items()}
     folder = "folder to write (default: %(default)s)"
     args.add_flag(known["demo"], "output_dir", default="dataset/demo/generated", help=folder)
-    for name, output in (
-        ("pretrain", "dataset/pretrain.bin"),
-        ("sft", "dataset/sft.jsonl"),
-        ("dpo", "dataset/dpo.jsonl"),
-    ):
+    for name, ending, others in (("pretrain", "bin", ()), ("sft", "jsonl", ELSEWHERE), ("dpo", "jsonl", ELSEWHERE)):
         args.add_flag(known[name], "input", nargs="+", default=[], metavar="PATH", help="files and folders")
-        args.add_flag(known[name], "output", required=True, metavar="FILE", help=f"for example {output}")
-        args.add_flag(
-            known[name], "tokenizer", default=str(DEFAULT_TOKENIZER), metavar="DIR", help="default: %(default)s"
-        )
+        args.add_flag(known[name], "output", required=True, metavar="FILE", help=f"for example dataset/{name}.{ending}")
+        own = {"default": str(DEFAULT_TOKENIZER), "metavar": "DIR", "help": "default: %(default)s"}
+        args.add_flag(known[name], "tokenizer", **own)
+        args.add_fields(known[name].add_argument_group("limits of --rules"), RuleSettings, without=others)
     for name, cls in FLAGS.items():
         args.add_fields(known[name], cls)
-    args.add_fields(known["pretrain"].add_argument_group("limits of --rules"), RuleSettings)
     inspect = known["inspect"]
     inspect.add_argument("file", help="chats, preferences or a .bin")
     inspect.add_argument("number", nargs="?", type=int, default=0, help="which record, counted from 0 (default: 0)")
@@ -125,16 +121,23 @@ def inspect(cfg):
         show(sides_of(record_at(expand_inputs(cfg.file)[0], cfg.number), tokenizer), tokenizer)
 
 
+def corpus(cfg):
+    write_corpus(settings(PretrainSettings, cfg), load_tokenizer, settings(RuleSettings, cfg))
+
+
+def chats(cfg):
+    limits = {name: value for name, value in vars(settings(RuleSettings, cfg)).items() if name not in ELSEWHERE}
+    clean_chats(cfg.command, settings(ChatSettings, cfg), load_tokenizer, RuleSettings(**limits))
+
+
 def main(argv=None):
     cfg = parse(argv)
     run = {
         "demo": demo,
         "inspect": inspect,
-        "pretrain": lambda cfg: write_corpus(
-            settings(PretrainSettings, cfg), load_tokenizer, settings(RuleSettings, cfg)
-        ),
-        "sft": lambda cfg: clean_chats("sft", settings(ChatSettings, cfg), load_tokenizer),
-        "dpo": lambda cfg: clean_chats("dpo", settings(ChatSettings, cfg), load_tokenizer),
+        "pretrain": corpus,
+        "sft": chats,
+        "dpo": chats,
         "stats": lambda cfg: stats(settings(StatsSettings, cfg), load_tokenizer),
         "quality": lambda cfg: train(settings(QualitySettings, cfg)),
         "download": lambda cfg: download(settings(DownloadSettings, cfg)),

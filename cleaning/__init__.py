@@ -9,7 +9,7 @@ repeats              equal_keys, repeated_lines, shingles → minhash → near_d
 scores               ngrams, calibration, scorer, quality, quality_report
 a corpus             settings, pretrain_settings, workers, cleaner → parts, selection → corpus, work_folder, binfile
 ids                  bpe (learning a vocabulary), pieces, ranked
-chats                conversations, preferences, spool
+chats                conversations, preferences, chat_rules, spool
 figures              scripts, histogram, tally, stats, stats_text, packed, urls
 public sets          public_sets, hubs, archives, downloads
 the demo's data      demo, demo_facts, demo_chat, demo_choice

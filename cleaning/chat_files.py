@@ -5,18 +5,21 @@ import json
 import os
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, compress
 from pathlib import Path
 
 import numpy as np
 
+from cleaning.chat_rules import CHAT_RULES, chat_rules, ruled
 from cleaning.conversations import conversation_of
 from cleaning.encodings import ignore
 from cleaning.files import progress_meter, room_for, write_lines
 from cleaning.preferences import pair_of
 from cleaning.readers import Drops, expand_inputs, read_records, size_of
+from cleaning.rules import RuleSettings
 from cleaning.selection import parse_weights
 from cleaning.settings import knob
-from cleaning.spool import Spool, pick, without_repeats
+from cleaning.spool import Spool, without_repeats
 
 CJK = (0x3400, 0x9FFF)  # the Chinese characters of the Basic Multilingual Plane
 
@@ -67,17 +70,20 @@ class Filters:
         return None
 
 
-def usable(read, files, drops, filters, progress=ignore):
+def usable(read, files, drops, filters, rules=(), progress=ignore):
     """Yields (record in the one form, line, number of its file, what was changed) of `files`.
 
     Args:
         read: conversation_of or pair_of.
         drops: Drops that counts what is left out.
-        filters: Filters.
+        filters: Filters. rules: list of Rule.
     """
     for number, path in enumerate(files):
         for line, raw in read_records(path, drops, progress):
             record, reason, changed = read(raw)
+            if not reason and rules:
+                record, reason, by_rules = ruled(record, rules)
+                changed = [*changed, *by_rules]
             reason = reason or filters.reason(record)
             if reason:
                 drops.add(reason, str(path), line, json.dumps(raw, ensure_ascii=False))
@@ -108,17 +114,24 @@ def share_out(counts, weights):
     return [min(n, round(whole * w / sum(weights))) for n, w in zip(counts, weights)]
 
 
-def mixed(files, kept, taken, seed):
-    """Yields lines of the open `files`, `taken[i]` of those kept[i] says are kept, interleaved at random by seed."""
-    rng = np.random.default_rng(seed)
-    places = [np.flatnonzero(own) for own in kept]
-    chosen = [np.sort(rng.permutation(len(own))[:k]) for own, k in zip(places, taken)]
-    lines = [pick(file, own[numbers]) for file, own, numbers in zip(files, places, chosen)]
-    for source in rng.permutation(np.repeat(np.arange(len(files)), taken)):
+def drawn(kept, taken, rng):
+    """Takes all but `taken`, drawn at random, out of each of `kept`, list of (n,) bool."""
+    for own, k in zip(kept, taken):
+        chosen = np.zeros(np.count_nonzero(own), bool)
+        chosen[:k] = True
+        rng.shuffle(chosen)
+        own[own] = chosen
+
+
+def interleaved(lines, taken, rng):
+    """Yields from the iterators `lines`, taken[i] from the i-th, in an order drawn at random."""
+    order = np.repeat(np.arange(len(lines), dtype=np.int16), taken)
+    rng.shuffle(order)
+    for source in memoryview(order):
         yield next(lines[source])
 
 
-def clean(kind, sources, output, filters, seed=0, allow_empty=False, progress=ignore):
+def clean(kind, sources, output, filters, seed=0, allow_empty=False, rules=(), progress=ignore):
     """Files of any schema → `output`, a JSONL file in the one form, whole or not at all.
 
     Args:
@@ -127,6 +140,7 @@ def clean(kind, sources, output, filters, seed=0, allow_empty=False, progress=ig
         filters: Filters.
         seed: decides what a mix draws.
         allow_empty: keep conversations with an empty answer.
+        rules: list of Rule that each text meets.
     Returns:
         (number of records written, Drops, Counter of changes, records per source).
     """
@@ -137,7 +151,7 @@ def clean(kind, sources, output, filters, seed=0, allow_empty=False, progress=ig
     with room_for(output), contextlib.ExitStack() as stack:
         spools = [stack.enter_context(Spool(folder)) for _ in sources]
         for own, spool in zip(files, spools):
-            for record, line, number, changed in usable(read, own, drops, filters, progress):
+            for record, line, number, changed in usable(read, own, drops, filters, rules, progress):
                 spool.add(record, line, number, kinds.setdefault(changed, len(kinds)))
         kept, notes = without_repeats(spools, files, drops, list(kinds))
         counts = [int(own.sum()) for own in kept]
@@ -146,12 +160,12 @@ def clean(kind, sources, output, filters, seed=0, allow_empty=False, progress=ig
             raise ValueError(f"no usable record in {empty}; nothing written\n{drops.table()}")
         weights = [w for _, w in sources]
         taken = counts if None in weights else share_out(counts, weights)
-        for spool in spools:
-            spool.lines.seek(0)
-        if None in weights:
-            lines = (line for spool, own in zip(spools, kept) for line in pick(spool.lines, np.flatnonzero(own)))
-        else:
-            lines = mixed([spool.lines for spool in spools], kept, taken, seed)
+        rng = np.random.default_rng(seed)
+        if None not in weights:
+            drawn(kept, taken, rng)
+        # a byte a record: lists of numbers would be what takes the memory
+        lines = [compress(spool.read(), memoryview(own)) for spool, own in zip(spools, kept)]
+        lines = chain.from_iterable(lines) if None in weights else interleaved(lines, taken, rng)
         write_lines(output, lines)
     return sum(taken), drops, notes, taken
 
@@ -169,6 +183,7 @@ class ChatSettings:
     max_tokens: int | None = knob(None, "drop records that are longer")
     min_chinese: float = knob(0.0, "smallest share of Chinese letters, 0 to 1")
     allow_empty: bool = knob(False, "keep records with an empty answer")
+    rules: list[str] = knob(list, f"rules that each text of a record meets, of {', '.join(CHAT_RULES)}")
 
     def __post_init__(self):
         if bool(self.input) == bool(self.mix):
@@ -179,8 +194,9 @@ class ChatSettings:
             raise ValueError(f"--min_chinese {self.min_chinese} is not a share; give 0 to 1")
 
 
-def run(kind, cfg, load_tokenizer):
-    """Cleans what ChatSettings name and prints what came out; `kind` is 'sft' or 'dpo'."""
+def run(kind, cfg, load_tokenizer, limits=None):
+    """Cleans what ChatSettings name and prints what came out; `kind` is 'sft' or 'dpo', `limits` RuleSettings."""
+    rules = chat_rules(cfg.rules, limits or RuleSettings())
     weighted = [([path], weight) for path, weight in parse_weights(cfg.mix, "--mix")]
     sources = weighted or [(cfg.input, None)]
     files = [p for paths, _ in sources for p in expand_inputs(paths)]
@@ -190,7 +206,7 @@ def run(kind, cfg, load_tokenizer):
     count_tokens = lambda texts: sum(map(len, tokenizer.encode_batch(texts)))  # noqa: E731
     filters = Filters(cfg.min_chinese, cfg.min_tokens, cfg.max_tokens, count_tokens)
     meter = progress_meter(sum(map(size_of, files)), "reading")
-    written, drops, notes, taken = clean(kind, sources, cfg.output, filters, cfg.seed, cfg.allow_empty, meter)
+    written, drops, notes, taken = clean(kind, sources, cfg.output, filters, cfg.seed, cfg.allow_empty, rules, meter)
     print(f"{written:>11,}  records in {cfg.output}", f"({' + '.join(f'{n:,}' for n in taken)})" if cfg.mix else "")
     for what, count in notes.most_common():
         print(f"{count:>11,}  changed: {what}")

@@ -19,10 +19,10 @@ from cleaning.dry_run import dry_run
 from cleaning.files import code_digest, is_description, progress_meter, relative, room_for
 from cleaning.minhash import NearDuplicates
 from cleaning.pieces import encoder_of
-from cleaning.pretrain_settings import check_limits, check_scorers, mixture_of, sources_of
+from cleaning.pretrain_settings import check_scorers, mixture_of, sources_of
 from cleaning.readers import Drops
 from cleaning.repeated_lines import RepeatedLines
-from cleaning.rules import RuleSettings
+from cleaning.rules import RuleSettings, check_limits
 from cleaning.selection import used_of_sources
 from cleaning.units import read_units
 from cleaning.work_folder import work_folder

@@ -1,13 +1,11 @@
 """What `data_process.py pretrain` can be asked for, and what that means: which files, which mixture, which scorers."""
 
-import dataclasses
 import os
 from dataclasses import dataclass
 
 from cleaning.minhash import NearDuplicates, check_near_duplicates
 from cleaning.readers import expand_inputs
 from cleaning.repeated_lines import RepeatedLines, check_repeated_lines
-from cleaning.rules import RuleSettings, rules_for
 from cleaning.scorer import load_scorer
 from cleaning.selection import ORDERS, Mixture, parse_weights
 from cleaning.settings import knob
@@ -104,12 +102,3 @@ def check_scorers(cfg):
         path = getattr(cfg, flag)
         if path and load_scorer(path).about["kind"] != kind:
             raise ValueError(f"--{flag} {path} is a classifier of the other kind; see data_process.py quality --help")
-
-
-def check_limits(rules, limits):
-    """ValueError for a limit that was set although no rule named by `rules` reads it."""
-    run = {rule.name for rule in rules_for(rules, limits)}
-    for f in dataclasses.fields(limits):
-        rule, default = f.metadata["help"].partition(":")[0], getattr(RuleSettings(), f.name)
-        if getattr(limits, f.name) != default and rule not in run:
-            raise ValueError(f"--{f.name} is a limit of the rule {rule}, which is not asked for: --rules {rule}")

@@ -178,6 +178,15 @@ def rules_for(names, settings):
     return [Rule(name, what, make(settings)) for name, (what, make) in RULES.items() if name in wanted]
 
 
+def check_limits(rules, limits):
+    """ValueError for a limit that was set although no rule named by `rules` reads it."""
+    run = {rule.name for rule in rules_for(rules, limits)}
+    for f in fields(limits):
+        rule, default = f.metadata["help"].partition(":")[0], getattr(RuleSettings(), f.name)
+        if getattr(limits, f.name) != default and rule not in run:
+            raise ValueError(f"--{f.name} is a limit of the rule {rule}, which is not asked for: --rules {rule}")
+
+
 def apply_rules(text, rules):
     """A text meets the rules, one after another.
 

@@ -4,11 +4,14 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
+from itertools import compress
 
 import numpy as np
 
 from cleaning.equal_keys import first_occurrences
 
+MEMORY = 16 << 20  # bytes in which repeats are looked for; less of it means reading the keys more often
+BLOCK = 1 << 16  # records whose FACTS are in memory at once
 # What is kept of each record until all are read; `key` is of what it says, whichever side of a pair was chosen.
 FACTS = np.dtype([("key", "<u8"), ("line", "<i8"), ("file", "<i4"), ("notes", "<i4"), ("swapped", "?")])
 
@@ -27,7 +30,7 @@ class Spool:
 
     def __init__(self, folder):
         self.lines = tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8", newline="\n")  # noqa: SIM115 see __exit__
-        self.about, self.waiting, self.count = tempfile.TemporaryFile(dir=folder), [], 0  # noqa: SIM115
+        self.about, self.count = tempfile.TemporaryFile(dir=folder), 0  # noqa: SIM115
 
     def __enter__(self):
         return self
@@ -40,20 +43,46 @@ class Spool:
         """Appends a record; `file` and `notes` are numbers that the caller knows the meaning of."""
         self.lines.write(json.dumps(record, ensure_ascii=False) + "\n")
         key, swapped = key_of(record)
-        self.waiting.append((key, line, file, notes, swapped))
+        self.about.write(np.array((key, line, file, notes, swapped), FACTS).tobytes())
         self.count += 1
-        if len(self.waiting) >= 4096:
-            self._flush()
 
-    def _flush(self):
-        self.about.write(np.array(self.waiting, FACTS).tobytes())
-        self.waiting = []
+    def read(self):
+        """An iterator over the lines, from the first on."""
+        self.lines.seek(0)
+        return iter(self.lines)
 
     def facts(self):
-        """(n,) array of FACTS, memory-mapped."""
-        self._flush()
-        self.about.flush()
-        return np.memmap(self.about, FACTS, "r") if self.count else np.empty(0, FACTS)
+        """FACTS of all records, as Facts."""
+        return Facts(self.about, self.count)
+
+
+class Facts:
+    """What `column` makes of FACTS that lie in a file, of which only the slice that is asked for is ever in memory.
+
+    A memory-mapped array would fill the memory with all that was looked at.
+    """
+
+    def __init__(self, file, count, column=lambda facts: facts):
+        self.file, self.count, self.column = file, count, column
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, part):
+        start, stop, _ = part.indices(self.count)
+        size = FACTS.itemsize
+        self.file.seek(start * size)
+        return self.column(np.frombuffer(self.file.read((stop - start) * size), FACTS))
+
+    def of(self, column):
+        """The same file, seen through another function: (n,) FACTS → (n,) array."""
+        return Facts(self.file, self.count, column)
+
+    def blocks(self):
+        """Yields (slice, its array), in order."""
+        for start in range(0, self.count, BLOCK):
+            part = slice(start, min(start + BLOCK, self.count))
+            yield part, self[part]
 
 
 def without_repeats(spools, files, drops, kinds):
@@ -66,26 +95,19 @@ def without_repeats(spools, files, drops, kinds):
         list of (n,) bool, one per source, and a Counter of what was changed in the records that stay.
     """
     facts = [spool.facts() for spool in spools]
-    kept = first_occurrences([own["key"] for own in facts])
+    kept = first_occurrences([own.of(lambda block: block["key"]) for own in facts], MEMORY)
     # a pair that says the opposite of an earlier one is the first of its own kind, if sides count
-    as_chosen = [own["key"] ^ own["swapped"].astype(np.uint64) for own in facts]
-    opposite = first_occurrences(as_chosen) if any(own["swapped"].any() for own in facts) else kept
+    opposite = kept
+    if any(block.any() for own in facts for _, block in own.of(lambda block: block["swapped"]).blocks()):
+        as_chosen = lambda block: block["key"] ^ block["swapped"].astype(np.uint64)  # noqa: E731
+        opposite = first_occurrences([own.of(as_chosen) for own in facts], MEMORY)
     notes = Counter()
     for own, first, new, paths, spool in zip(facts, kept, opposite, files, spools):
-        spool.lines.seek(0)
-        for number, line in zip(np.flatnonzero(~first).tolist(), pick(spool.lines, np.flatnonzero(~first))):
+        for number, line in compress(enumerate(spool.read()), memoryview(~first)):
             reason = "contradicts an earlier pair" if new[number] else "duplicate"
-            drops.add(reason, str(paths[own["file"][number]]), int(own["line"][number]), line)
-        for kind, count in enumerate(np.bincount(own["notes"][first], minlength=len(kinds)).tolist()):
-            notes.update({note: count for note in kinds[kind] if count})
+            [fact] = own[number : number + 1]
+            drops.add(reason, str(paths[fact["file"]]), int(fact["line"]), line)
+        for part, block in own.blocks():
+            for kind, count in enumerate(np.bincount(block["notes"][first[part]], minlength=len(kinds)).tolist()):
+                notes.update({note: count for note in kinds[kind] if count})
     return kept, notes
-
-
-def pick(file, numbers):
-    """Yields the lines of `file` with these sorted numbers."""
-    wanted = iter(numbers.tolist())
-    number = next(wanted, None)
-    for at, line in enumerate(file):
-        if at == number:
-            yield line
-            number = next(wanted, None)

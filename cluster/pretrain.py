@@ -22,9 +22,9 @@ from cleaning.binfile import check_output, sha256_of
 from cleaning.files import code_digest
 from cleaning.pieces import encoder_of
 from cleaning.pretrain import described, files_of_settings, job_of, size_and_time
-from cleaning.pretrain_settings import PretrainSettings, check_limits
+from cleaning.pretrain_settings import PretrainSettings
 from cleaning.readers import Drops, expand_inputs
-from cleaning.rules import RuleSettings
+from cleaning.rules import RuleSettings, check_limits
 from cluster.executors import ROOT, ClusterSettings, Stage, ray_cluster, run_stages, submit
 from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from trainer import args

@@ -1,12 +1,17 @@
 """Instruction and preference data: every schema in use becomes one form, and what cannot be used says why."""
 
 import json
+import tracemalloc
 
 import pytest
 
+import data_process
+from cleaning import encodings, equal_keys, formats, spool
 from cleaning.chat_files import Filters, chinese_share, clean, record_at, share_out
+from cleaning.chat_rules import chat_rules
 from cleaning.conversations import conversation_of
 from cleaning.preferences import pair_of
+from cleaning.rules import RuleSettings
 from cleaning.selection import parse_weights
 from cleaning.spool import key_of
 
@@ -303,6 +308,36 @@ def test_filters_leave_out_what_they_name(tmp_path):
     assert chinese_share("12 你好 ab") == 0.5 and chinese_share("12!") == 1.0
 
 
+def test_rules_meet_each_text_that_is_said_and_a_dropped_text_takes_its_record_along(tmp_path):
+    thought = {"role": "assistant", "content": A, "reasoning_content": "ＡＢ"}
+    masked = [{"role": "user", "content": "打13912345678"}, thought]
+    tools = [{"name": "call", "description": "13912345678"}]
+    aside = {"role": "user", "content": "ＡＢ", "asides": [[1, "C"]]}
+    records = [
+        {"conversations": [*masked, *ONE], "tools": tools},
+        {"conversations": [ONE[0], {"role": "assistant", "content": "坏词"}]},
+        {"conversations": [aside, ONE[1]]},
+        {"conversations": ONE},
+    ]
+    (tmp_path / "words.txt").write_text("坏词", encoding="utf-8")
+    file, output = write(tmp_path / "a.jsonl", records), tmp_path / "o.jsonl"
+    rules = ["--rules", "pii", "width", "blocklist", "--blocklist", str(tmp_path / "words.txt")]
+    data_process.main(["sft", "--input", str(file), "--output", str(output), *rules])
+    first, second = read(output)
+    told = [turn.get("reasoning_content", turn["content"]) for turn in first["conversations"]]
+    assert told == ["打〈手机号〉", "AB", Q, A] and first["tools"] == tools and second == {"conversations": ONE}
+    pairs = [{"prompt": Q, "chosen": a, "rejected": b} for a, b in (("13912345678", "13812345678"), (A, "ＡＢ"))]
+    pairs, rules = [([write(tmp_path / "p.jsonl", pairs)], None)], chat_rules(["pii"], RuleSettings())
+    written, drops, notes, _ = clean("dpo", pairs, output, Filters(), rules=rules)
+    assert written == 1 and drops.counts == {"chosen equals rejected": 1} and not notes
+    for names, limits, words in (
+        (["length"], {}, "no rule length for chats"),
+        (["pii"], {"exam_run": 9}, "--exam_run"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            chat_rules(names, RuleSettings(**limits))
+
+
 def test_a_mix_has_its_ratio_repeats_nothing_and_is_the_same_for_a_seed(tmp_path):
     zh, en = write(tmp_path / "zh.jsonl", numbered(300)), write(tmp_path / "en.jsonl", numbered(100, "Q"))
     sources = [([path], weight) for path, weight in parse_weights([f"{zh}:0.6", f"{en}:0.4"], "--mix")]
@@ -322,6 +357,28 @@ def test_a_mix_has_its_ratio_repeats_nothing_and_is_the_same_for_a_seed(tmp_path
 def test_a_weight_that_is_none_is_refused(entry):
     with pytest.raises(ValueError, match="PATH:WEIGHT"):
         parse_weights([entry], "--mix")
+
+
+@pytest.mark.parametrize("weights", [[None], [1.0, 2.0]], ids=["whole", "mixed"])
+def test_ten_times_the_records_take_a_few_bytes_more_for_each(tmp_path, monkeypatch, weights):
+    monkeypatch.setattr(spool, "MEMORY", 1 << 15)
+    for module, name in ((spool, "BLOCK"), (equal_keys, "BLOCK"), (encodings, "CHUNK"), (formats, "CHUNK")):
+        monkeypatch.setattr(module, name, 1 << 9)
+
+    def peak(n):
+        """Bytes at most while n files of 1,000 records each are read for every source."""
+        files = [
+            [write(tmp_path / f"{i}_{j}.jsonl", numbered(1000, f"{i} {j} ")) for j in range(n)]
+            for i in range(len(weights))
+        ]
+        tracemalloc.start()
+        clean("sft", list(zip(files, weights)), tmp_path / "o.jsonl", Filters())
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(2)  # what is kept once
+    assert peak(5) - peak(2) < 3000 * len(weights) * 3  # a byte each; a list of numbers would be 36
 
 
 def test_nothing_usable_writes_nothing_and_says_why(tmp_path):
