@@ -1,6 +1,9 @@
 """One run on several devices, whole on each or shared out: the same weights, however many there are."""
 
 import os
+import pickle
+import resource
+import shutil
 import signal
 
 import numpy as np
@@ -12,7 +15,7 @@ from model.model import Transformer
 from tests.ranks import on_ranks
 from tests.test_training import MUON_ROUNDS, SHAPE, ByteVocabulary, Rows, difference, share_of_the_way
 from tests.warm import free_port
-from trainer import loop, parallel
+from trainer import loop, parallel, sharded
 from trainer.checkpoint import load_file, load_model
 from trainer.config import TrainConfig
 from trainer.run import Data
@@ -76,11 +79,14 @@ def ask_for_a_save(changes):
     loop.fit.__defaults__ = (signalling, *loop.fit.__defaults__[1:])
 
 
+SHARDED = {"parallel": "fsdp", "sharded_state": True}
 EXPERTS = {"use_moe": True, "router_bias_rate": 0.01}
 RUNS = [  # name, shape, settings, what happens to it
     ("experts", EXPERTS, {"parallel": "fsdp", "ema": 0.5}, nothing),
     ("muon", {}, {"parallel": "fsdp", "optimizer": "muon"}, nothing),
     ("moving", {}, {"parallel": "fsdp", "ema": 0.5, "max_steps": 3}, nothing),
+    ("sharded", EXPERTS, {**SHARDED, "ema": 0.5, "max_steps": 3, "save_interval": 2}, nothing),
+    ("struck_sharded", {}, {**SHARDED, "save_interval": 2}, strike_one_rank),
     ("struck_fsdp", {}, {"parallel": "fsdp", "save_interval": 2}, strike_one_rank),
     ("struck_ddp", {}, {"parallel": "ddp", "save_interval": 2}, strike_one_rank),
     ("asked", {}, {"parallel": "fsdp"}, ask_for_a_save),
@@ -134,7 +140,69 @@ def test_a_run_goes_on_with_other_ranks_and_another_way_to_share_the_model(two_r
     assert len(a) == len(b) and all((x - y).abs().max() < 1e-5 for x, y in zip(a, b))
 
 
-@pytest.mark.parametrize("how", ["fsdp", "ddp"])
+def kept_in(folder):
+    """The names of the folders of tensors that a run left behind; one of a step that was saved twice ends with _."""
+    return sorted(f.name.rstrip("_") for f in (folder / "kept").iterdir() if f.is_dir())
+
+
+def test_a_state_in_parts_is_continued_by_any_number_of_ranks(two_ranks, tmp_path):
+    whole, _ = alone(tmp_path / "one", EXPERTS, max_steps=8, ema=0.5)
+    moving = two_ranks / "sharded"
+    small = load_file(moving / "pretrain_32_moe_resume.pth")
+    assert not {"model", "average"} & small.keys() and all(o["state"] == {} for o in small["optimizers"])
+    assert kept_in(moving) == [f"pretrain_32_moe_resume_step{step}" for step in (2, 3)]  # --keep_last 2
+    on_ranks(3, train, moving, EXPERTS, {**SHARDED, "max_steps": 5, "ema": 0.5})
+    assert (left_in(moving, EXPERTS)[1]["step"], left_in(moving, EXPERTS)[1]["world_size"]) == (5, 3)
+    moved, about = alone(moving, EXPERTS, max_steps=8, ema=0.5)
+    assert (about["step"], about["world_size"]) == (8, 1) and difference(whole, moved) < 1e-5
+    a, b = (load_file(folder / "pretrain_32_moe_resume.pth")["optimizers"][0] for folder in (tmp_path / "one", moving))
+    assert a["state"].keys() == b["state"].keys() and a["param_groups"] == b["param_groups"]
+    for number, own in a["state"].items():
+        assert all((own[k] - b["state"][number][k]).abs().max() < 1e-5 for k in own)
+    assert kept_in(moving) == ["pretrain_32_moe_resume_step5"]  # of the state before, which has a file of its own
+
+
+def test_a_damaged_part_is_passed_over_for_the_state_before(two_ranks, tmp_path, capsys):
+    folder = shutil.copytree(two_ranks / "struck_sharded", tmp_path / "copy")
+    newest = folder / "kept" / load_file(folder / "pretrain_32_resume.pth")["shards"]["folder"]
+    part = next(newest.glob("*.distcp"))
+    part.write_bytes(part.read_bytes()[:-100])
+    run, _ = alone(folder, max_steps=8)
+    assert "damaged" in capsys.readouterr().out and all(w.isfinite().all() for w in run.values())
+
+
+def fill_the_disk(folder):
+    """Trains until the second save finds no room, on every rank."""
+    real = sharded.dcp.save
+
+    def full(tensors, checkpoint_id):
+        if checkpoint_id.name.endswith("step4"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+        real(tensors, checkpoint_id=checkpoint_id)
+
+    sharded.dcp.save = full
+    with pytest.raises(OSError, match="could not write .*step4: .*; the states before it are kept"):
+        train(folder, {}, {**SHARDED, "save_interval": 2})
+
+
+def test_a_full_disk_leaves_the_state_before_and_no_parts(tmp_path):
+    on_ranks(2, fill_the_disk, tmp_path)
+    assert kept_in(tmp_path) == ["pretrain_32_resume_step2"]
+    assert load_file(tmp_path / "pretrain_32_resume.pth")["progress"]["step"] == 2
+
+
+def test_parts_need_a_model_that_is_shared_out(tmp_path):
+    with pytest.raises(ValueError, match="without --parallel fsdp"):
+        TrainConfig(out_dir=str(tmp_path), sharded_state=True)
+
+
+def test_an_index_that_names_a_function_is_refused(tmp_path):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(os.system))
+    with pytest.raises(ValueError, match="posix.system has no place in it"):
+        sharded.Reader(tmp_path).read_metadata()
+
+
+@pytest.mark.parametrize("how", ["fsdp", "ddp", "sharded"])
 def test_weights_harmed_on_one_rank_send_all_of_them_back(two_ranks, how):
     struck, about = left_in(two_ranks / f"struck_{how}")
     assert about["skip"] == [4] and about["returns"] == 1 and all(w.isfinite().all() for w in struck.values())

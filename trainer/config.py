@@ -66,6 +66,9 @@ class TrainConfig:
         "ddp: a whole model on each device; fsdp: each holds a part of it; auto: ddp under torchrun, else none",
         ["auto", "none", "ddp", "fsdp"],
     )
+    sharded_state: bool = knob(
+        False, "with --parallel fsdp: each rank writes its own part of the state to continue from, and none holds all"
+    )
     ddp: bool = knob(False, "kept from MiniMind; torchrun is recognised without it")
     local_rank: int = knob(-1, "set by launchers; leave alone")
     recompute: bool = knob(False, "keep less for the backward pass and compute it again: less memory, a third slower")
@@ -105,6 +108,8 @@ class TrainConfig:
         for name in ("val_fraction", "min_lr_ratio", "anneal_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be in [0, 1]")
+        if self.sharded_state and self.parallel != "fsdp":
+            raise ValueError("--sharded_state has no parts to write without --parallel fsdp; set that, or leave it out")
         if not 0 <= self.ema < 1:
             raise ValueError(f"--ema is {self.ema}; it must be in [0, 1)")
 
@@ -203,6 +208,7 @@ FREE = {
         "compile",
         "recompute",
         "parallel",
+        "sharded_state",
         "ddp",
         "local_rank",
         "num_workers",

@@ -2,9 +2,11 @@
 
 out/pretrain_512_resume.pth             the newest
 out/kept/pretrain_512_resume_1.pth, …   those before it, --keep_last of them in all
+out/kept/pretrain_512_resume_step900/   what a state with --sharded_state names, see trainer/sharded.py
 out/kept/pretrain_512_step1000.pth      weights, every --keep_every steps, with their .json
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -87,6 +89,7 @@ def forget(path):
     """Removes all states: they belong to a run that is started over."""
     for file in states(path).values():
         file.unlink(missing_ok=True)
+    remove_unused_shards(path)
 
 
 def newest_usable(path, device, say, up_to=None):
@@ -111,7 +114,10 @@ def newest_usable(path, device, say, up_to=None):
             say(f"damaged   {file} is not a whole checkpoint")
             passed.append(file)
             continue
-        if up_to is None or (state["progress"]["step"] <= up_to and finite(state["model"])):
+        if not shards_are_whole(path, state):
+            say(f"damaged   {file}, because {shards_folder(path, state)} is not whole")
+            damage = damage or ValueError(f"{shards_folder(path, state)} is not whole; delete {file} to start over")
+        elif up_to is None or (state["progress"]["step"] <= up_to and is_finite(state)):
             return file, state, passed
         passed.append(file)
     if damage and up_to is None:
@@ -122,3 +128,34 @@ def newest_usable(path, device, say, up_to=None):
 def finite(weights):
     """Whether every number of a state dict is one."""
     return all(bool(torch.isfinite(w).all()) for w in weights.values())
+
+
+def is_finite(state):
+    """Whether the weights of a saved state are; those in parts were looked at when they were written."""
+    return state["shards"]["finite"] if "shards" in state else finite(state["model"])
+
+
+def shards_folder(path, state):
+    """Where the tensors of a state lie, or None if they are in its file."""
+    return path.parent / FOLDER / state["shards"]["folder"] if "shards" in state else None
+
+
+def shards_are_whole(path, state):
+    """Whether the folder that a state names, if any, holds what was written there."""
+    folder = shards_folder(path, state)
+    return folder is None or (folder.is_dir() and sizes_in(folder) == state["shards"]["bytes"])
+
+
+def sizes_in(folder):
+    """{name: bytes} of the files of a folder."""
+    return {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+
+
+def remove_unused_shards(path):
+    """Removes the folders of tensors that no state names any more, or none yet because its save was killed."""
+    folders = set((path.parent / FOLDER).glob(f"{path.stem}_resume_step*"))
+    for file in states(path).values() if folders else ():
+        with contextlib.suppress(ValueError):  # a damaged file names nothing
+            folders.discard(shards_folder(path, load_file(file)))
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ import torch
 
 from model.batch import collate
 from model.lora import weights_fingerprint
-from trainer import checkpoint, history, parallel
+from trainer import checkpoint, history, parallel, sharded
 from trainer.config import changed_settings
 from trainer.flops import peak_flops
 from trainer.optim import WeightAverage, fill, make_optimizers
@@ -108,15 +108,21 @@ class Run:
 
     def save(self):
         """Saves on the main rank; if that fails, every rank raises, so that none waits for the others."""
+        keep = self.runtime.is_main
         state = {
             **self.identity(),
             "progress": dataclasses.asdict(self.progress),
-            "model": parallel.whole(self.model.state_dict(), self.runtime.is_main),
-            "optimizers": parallel.whole([o.state_dict() for o in self.optimizers], self.runtime.is_main),
             "scaler": self.scaler.state_dict(),
+            "model": parallel.whole(self.model.state_dict(), keep),
         }
+        mean = self.average.mean if self.average else {}
         if self.average:
-            state["average"] = parallel.whole(self.average.mean, self.runtime.is_main)
+            state["average"] = parallel.whole(mean, keep)
+        if self.cfg.sharded_state:
+            step = self.progress.step
+            state |= sharded.save(self.path, step, self.model, self.optimizers, mean, self.runtime)
+        else:
+            state["optimizers"] = parallel.whole([o.state_dict() for o in self.optimizers], keep)
         failure = None
         if self.runtime.is_main:
             try:
@@ -132,8 +138,11 @@ class Run:
         self.taken_from, self.passed_over = None, []
         if self.progress.step != self.saved_step:  # saved again, a state replaces itself
             history.make_room(self.path, self.cfg.keep_last)
-        checkpoint.write_atomically(checkpoint.resume_path(self.path), lambda f: torch.save(state, f))
+        in_shards = ("model", "average") if self.cfg.sharded_state else ()
+        kept = {name: value for name, value in state.items() if name not in in_shards}
+        checkpoint.write_atomically(checkpoint.resume_path(self.path), lambda f: torch.save(kept, f))
         self.saved_step = self.progress.step
+        history.remove_unused_shards(self.path)
         unset = ({}, [], None)
         known = dataclasses.asdict(self.progress) | {"leaps": None}  # what a leap is judged by tells nobody anything
         facts = {k: v for k, v in known.items() if v == v and v not in unset}  # NaN: not measured
@@ -203,11 +212,15 @@ class Run:
     def _take(self, file, state, passed_over):
         """Makes a saved state the run's own."""
         self.taken_from, self.passed_over = file, passed_over
-        parallel.load_model_state(self.model, state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            parallel.load_optimizer_state(optimizer, saved)
+        mean = self.average.mean if self.average else {}
+        if folder := history.shards_folder(self.path, state):
+            sharded.load(folder, self.model, self.optimizers, mean, state["optimizers"])
+        else:
+            parallel.load_model_state(self.model, state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                parallel.load_optimizer_state(optimizer, saved)
+            if self.average:
+                self.average.mean = {n: parallel.part_like(t, mean[n]) for n, t in state["average"].items()}
         self.scaler.load_state_dict(state["scaler"])
-        if self.average:
-            self.average.mean = {n: parallel.part_like(t, self.average.mean[n]) for n, t in state["average"].items()}
         self.progress = Progress(**state["progress"])
         self.saved_step = self.progress.step

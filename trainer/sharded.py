@@ -1,0 +1,138 @@
+"""The state of a model that is shared out, in parts: every rank writes its own, and any number of ranks reads them.
+
+out/kept/pretrain_512_resume_step1000/   weights, optimizer states and mean (torch.distributed.checkpoint, "DCP")
+out/pretrain_512_resume.pth              all else, and which folder belongs to it
+
+For states that no host can hold at once. The folder is written first; the small file, which names it, makes it count.
+"""
+
+import pickle
+import shutil
+import warnings
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
+
+from trainer import history
+from trainer.history import FOLDER, sizes_in
+from trainer.parallel import load_optimizer_state, smallest
+
+INDEX = ".metadata"  # DCP writes it last; a folder without it is not whole
+# DCP's index is a pickle, which can name any function; nothing but what an index is made of may be made from it.
+PARTS = {"torch.distributed.checkpoint." + name for name in ("metadata", "filesystem", "planner")}
+OTHERS = {("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict")}
+OTHERS |= {("pathlib", name) for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")}
+
+
+def tensors_of(model, optimizers, mean):
+    """{name: tensor} of everything that is shared out; the tied output layer once."""
+    weights = {f"model.{name}": t for name, t in model.state_dict().items() if name != "output.weight"}
+    moments = {
+        f"optimizer{number}.{parameter}.{key}": value
+        for number, optimizer in enumerate(optimizers)
+        for parameter, kept in optimizer.state_dict()["state"].items()
+        for key, value in kept.items()
+    }
+    return weights | moments | {f"mean.{name}": t for name, t in mean.items()}
+
+
+def save(path, step, model, optimizers, mean, runtime):
+    """Writes every rank's part; all ranks call it.
+
+    Args:
+        path: of the checkpoint; step: how many steps are behind it; mean: {name: tensor}, {} without --ema.
+    Returns:
+        what belongs into the state's small file.
+    Raises:
+        OSError: on every rank, if any could not write.
+    """
+    folder = path.parent / FOLDER / new_name(path, step, runtime)
+    tensors = tensors_of(model, optimizers, mean)
+    own = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in model.state_dict().items()}
+    finite = smallest(float(history.finite(own)), runtime)
+    try:
+        dcp.save(tensors, checkpoint_id=folder)
+    except CheckpointException as error:
+        if runtime.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
+        cause = next(iter(error.failures.values()))[0]
+        raise OSError(
+            f"could not write {folder}: {cause}; the states before it are kept. Make room, or choose "
+            "another --out_dir, and run the same command again"
+        ) from error
+    return {
+        "optimizers": [{**o.state_dict(), "state": {}} for o in optimizers],
+        "shards": {"folder": folder.name, "bytes": sizes_in(folder), "finite": bool(finite)},
+    }
+
+
+def new_name(path, step, runtime):
+    """A name for the folder that is not taken, the same on every rank: a step may be saved twice."""
+    name = [f"{path.stem}_resume_step{step}"]
+    if runtime.is_main:
+        while (path.parent / FOLDER / name[0]).exists():
+            name[0] += "_"
+    dist.broadcast_object_list(name, src=0, group=runtime.patient)
+    return name[0]
+
+
+class Reader(dcp.FileSystemReader):
+    """DCP's reader, but for an index that was made by somebody else."""
+
+    def read_metadata(self, *_, **__):
+        try:
+            with open(self.path / INDEX, "rb") as file:
+                return Unpickler(file).load()
+        except (pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
+            raise ValueError(f"{self.path} is no whole state of a shared out model: {error}") from error
+
+
+class Unpickler(pickle.Unpickler):
+    """Makes nothing but PARTS, OTHERS and torch's types of numbers."""
+
+    def find_class(self, module, name):
+        known = module in PARTS or (module, name) in OTHERS or (module == "torch" and is_dtype(name))
+        if not known or "." in name:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
+        return super().find_class(module, name)
+
+
+def is_dtype(name):
+    """Is this the name of one of torch's types of numbers?"""
+    return isinstance(getattr(torch, name, None), torch.dtype)
+
+
+def load(folder, model, optimizers, mean, saved):
+    """Fills a model, its optimizers and its mean, shared out in any way or not at all; all ranks call it.
+
+    Args:
+        folder: as `save` left it; saved: list of the optimizers' other settings, from the small file.
+        mean: {name: tensor} to be filled.
+    Raises:
+        ValueError: the folder does not fit or is damaged.
+    """
+    reader = Reader(folder)
+    weights = {f"model.{name}": t for name, t in model.state_dict().items() if name != "output.weight"}
+    wanted = weights | {f"mean.{name}": t for name, t in mean.items()}
+    states = [{} for _ in optimizers]
+    for name, about in reader.read_metadata().state_dict_metadata.items():
+        if name.startswith("optimizer"):
+            number, parameter, key = name.removeprefix("optimizer").split(".")
+            parameters = [p for group in optimizers[int(number)].param_groups for p in group["params"]]
+            like = parameters[int(parameter)]
+            own = torch.empty(about.size, dtype=about.properties.dtype)
+            if about.size == like.shape:  # cut as its parameter is; else a number that every rank has
+                own = torch.empty_like(like, dtype=about.properties.dtype, requires_grad=False)
+            wanted[name] = states[int(number)].setdefault(int(parameter), {})[key] = own
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        try:
+            dcp.load(wanted, storage_reader=reader)
+        except CheckpointException as error:
+            cause = next(iter(error.failures.values()))[0]
+            raise ValueError(f"{folder} cannot be continued from: {cause}; delete it") from error
+    for optimizer, state, others in zip(optimizers, states, saved, strict=True):
+        load_optimizer_state(optimizer, {**others, "state": state})
