@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := out/demo
 DATA := dataset/demo/generated
 
-.PHONY: help demo demo-chat demo-short test bench lint format clean-demo
+.PHONY: help demo demo-chat demo-short test test-cluster bench lint format clean-demo
 help:
 	@grep -E '^#|^[a-z-]+:.*##' Makefile | sed 's/:.*##/  /; s/^# //'
 
@@ -73,6 +73,10 @@ SCORE_SHORT = $(BIN)/python -m evaluation.answers --out_dir out/demo-short --max
 
 test: $(VENV)/.dev ## all tests, with the coverage of model/ and trainer/
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov=model --cov=trainer --cov-report=term:skip-covered --cov-fail-under=90 $(TESTS)
+
+test-cluster: $(VENV)/.dev ## the tests of cleaning on a cluster, which need datatrove and Ray besides (500 MB)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-cluster.txt
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py
 
 bench: $(VENV)/.dev ## training speed against the plain recipe, on the demo's text
 	$(BIN)/python data_process.py demo
