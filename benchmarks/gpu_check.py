@@ -1,0 +1,288 @@
+"""What a GPU has to show, in one command: that everything computes there what the plain fp32 model does, and how fast.
+
+    python benchmarks/gpu_check.py --data_path dataset/pretrain.bin --json out/gpu.json
+    python benchmarks/gpu_check.py --data_path dataset/pretrain.bin --device cpu --preset tiny --parts formats masks
+
+reads    a .bin with its _val part (data_process.py pretrain)
+prints   a table of what was compared and whether it holds; behind it the tables of train_speed.py and decode_speed.py
+
+Each part is a process of its own, so that one that fails costs no other. Differences are of norms, |a - b| / |b|; the
+bounds are those of tests/test_model.py where the test has one.
+"""
+
+import copy
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started as a file, the project's root is not there
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.decode_speed import engine_writes, share_equal
+from inference.engine import Engine
+from model import moe
+from model.chat import ChatTokenizer, load_tokenizer
+from model.LMConfig import PRESETS, config_for
+from model.model import Transformer
+from trainer import args, parallel, sharded
+from trainer.checkpoint import save_json
+from trainer.config import TrainConfig
+from trainer.history import FOLDER
+from trainer.optim import make_optimizers
+from trainer.runtime import Runtime, choose_compile, choose_device, has_bf16, machine
+
+ROOT = Path(__file__).resolve().parent.parent
+CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}  # of logits; gradients: twice that
+ROWS = 4  # in the batches that are compared
+
+
+def apart(a, b):
+    """|a - b| / |b| of tensors, or of lists of them as one long vector."""
+    a, b = ([x] if torch.is_tensor(x) else x for x in (a, b))
+    squares = [((x.double() - y.double()).square().sum(), y.double().square().sum()) for x, y in zip(a, b, strict=True)]
+    return (sum(d for d, _ in squares) / sum(n for _, n in squares)).sqrt().item()
+
+
+def told(what, figure, bound):
+    """One line of the table, for the process that started this one."""
+    print(json.dumps({"what": what, "figure": figure, "bound": bound, "holds": figure <= bound}), flush=True)
+
+
+def subject(typed, **shape):
+    """A random model of the preset on the device, ids (ROWS, T) and Runtimes of the formats the device has."""
+    device = choose_device(typed.device)
+    torch.manual_seed(0)
+    model = Transformer(config_for(typed.preset, **shape)).to(device)
+    ids = torch.randint(3, model.cfg.vocab_size, (ROWS, model.cfg.max_seq_len), device=device)
+    dtypes = [torch.float32] + [torch.bfloat16] * has_bf16(device) + [torch.float16] * (device.type == "cuda")
+    return model, ids, [Runtime(device, dtype) for dtype in dtypes]
+
+
+def learnt(model, ids, runtime, docs=None):
+    """(logits, gradients) of next-token prediction in a format."""
+    model.zero_grad(set_to_none=True)
+    with runtime.autocast():
+        out = model(ids[:, :-1], ids[:, 1:], docs=None if docs is None else docs[:, :-1])
+    (out.loss / ids[:, 1:].numel()).backward()
+    return out.logits.detach(), [p.grad.clone() for p in model.parameters()]
+
+
+def formats(typed):
+    """Each format, eager and compiled, against eager fp32."""
+    model, ids, runtimes = subject(typed)
+    wanted = learnt(model, ids, runtimes[0])
+    compiled = copy.deepcopy(model)
+    if can_compile := choose_compile("auto", runtimes[0].device, 10**9)[0]:
+        compiled.compile()
+    for runtime in runtimes:
+        name, bound = str(runtime.dtype).removeprefix("torch."), CLOSE[runtime.dtype]
+        for how, own in (("eager", model), ("compiled", compiled))[: 1 + can_compile]:
+            if (how, runtime.dtype) != ("eager", torch.float32):
+                logits, gradients = learnt(own, ids, runtime)
+                told(f"logits, {name}, {how}", apart(logits, wanted[0]), bound)
+                told(f"gradients, {name}, {how}", apart(gradients, wanted[1]), 2 * bound)
+
+
+def masks(typed):
+    """Documents that share a row against rows of their own; fused attention against the plain formula."""
+    model, ids, runtimes = subject(typed)
+    half = ids.shape[1] // 2
+    docs = (torch.arange(ids.shape[1], device=ids.device) >= half).long().expand(ROWS, -1)
+    plain = Transformer(config_for(typed.preset, flash_attn=False)).to(ids.device)
+    plain.load_state_dict(model.state_dict())
+    for runtime in runtimes:
+        with torch.no_grad(), runtime.autocast():
+            packed, alone = model(ids, docs=docs).logits[:, half:], model(ids[:, half:]).logits
+            fused, formula = model(ids).logits, plain(ids).logits
+        name = str(runtime.dtype).removeprefix("torch.")
+        told(f"documents in one row, {name}", apart(packed, alone), CLOSE[runtime.dtype])
+        told(f"fused attention, {name}", apart(fused, formula), CLOSE[runtime.dtype])
+
+
+def experts(typed):
+    """All experts in one product against one after the other."""
+    model, ids, runtimes = subject(typed, use_moe=True)
+    for runtime in runtimes:
+        logits, gradients = learnt(model, ids, runtime)
+        known, moe.GROUPING_PAYS_FROM = moe.GROUPING_PAYS_FROM, 10**12
+        loop = learnt(model, ids, runtime)
+        moe.GROUPING_PAYS_FROM = known
+        name = str(runtime.dtype).removeprefix("torch.")
+        told(f"experts grouped, logits, {name}", apart(logits, loop[0]), CLOSE[runtime.dtype])
+        told(f"experts grouped, gradients, {name}", apart(gradients, loop[1]), 2 * CLOSE[runtime.dtype])
+
+
+def ranks(typed):
+    """DDP and FSDP2 over the device's own way of communicating, in a group of one; and FSDP's state in parts."""
+    model, ids, runtimes = subject(typed)
+    with tempfile.TemporaryDirectory() as folder:
+        backend = "cpu:gloo,cuda:nccl" if ids.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=0, world_size=1)
+        runtime = Runtime(ids.device, runtimes[min(1, len(runtimes) - 1)].dtype, 0, 1, dist.new_group(backend="gloo"))
+        wanted = learnt(copy.deepcopy(model), ids, runtime)[1]
+        ddp = DistributedDataParallel(copy.deepcopy(model), gradient_as_bucket_view=True)
+        told("gradients, DDP", apart(learnt(ddp, ids, runtime)[1], wanted), 1e-6)
+        shared = parallel.share_out(copy.deepcopy(model), runtime)
+        optimizers = make_optimizers(shared, TrainConfig())
+        gradients = learnt(shared, ids, runtime)[1]
+        told("gradients, FSDP2", apart([g.full_tensor() for g in gradients], wanted), 1e-6)
+        for optimizer in optimizers:
+            optimizer.step()
+        saved = sharded.save(Path(folder, "x.pth"), 1, shared, optimizers, {}, runtime)
+        parts, other = Path(folder, FOLDER, saved["shards"]["folder"]), copy.deepcopy(model)
+        sharded.load(parts, other, make_optimizers(other, TrainConfig()), {}, saved["optimizers"])
+        whole = parallel.whole(shared.state_dict())
+        told("weights from FSDP's parts", apart([t.cpu() for t in other.state_dict().values()], [*whole.values()]), 0.0)
+        dist.destroy_process_group()
+
+
+def writing(typed):
+    """The compiled engine against the eager one: greedy texts of several lengths, token by token."""
+    model, ids, runtimes = subject(typed)
+    if not choose_compile("auto", ids.device, 10**9)[0]:
+        return
+    tokenizer = ChatTokenizer(load_tokenizer().path)
+    tokenizer.eos_id = -1  # no text ends early
+    for runtime in runtimes[:2]:
+        own = copy.deepcopy(model).to(runtime.dtype).eval()
+        texts = [
+            engine_writes(Engine(own, tokenizer, slots=ROWS, reuse=False, compiled=compiled), ids[:, :20], 40)
+            for compiled in (False, True)
+        ]
+        name = str(runtime.dtype).removeprefix("torch.")
+        # two nearly equal logits may change places in a format of 8 bits, and the text behind them is another
+        allowed = 0.0 if runtime.dtype == torch.float32 else 0.5
+        told(f"other tokens, compiled engine, {name}", 1 - share_equal(*texts), allowed)
+
+
+def pretrain(typed, folder, *flags):
+    """The last training loss of 1-pretrain.py, nats per token, mean over its last log line."""
+    shared = ["--data_path", typed.data_path, "--preset", typed.preset, "--device", typed.device, "--out_dir", folder]
+    shared += ["--batch_size", "16", "--accumulation_steps", "1", "--log_interval", "20", "--eval_interval", "0"]
+    words = [sys.executable, str(ROOT / "1-pretrain.py"), *shared, "--eval_batches", "1", *flags]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{' '.join(flags)} ended with {done.returncode}: {done.stderr.strip()[-800:]}")
+    (log,) = Path(folder).glob("pretrain_*.jsonl")
+    return [r["loss"] for r in map(json.loads, log.read_text(encoding="utf-8").splitlines()) if "loss" in r][-1]
+
+
+def runs(typed):
+    """Whole runs: one in two halves against one in one piece, and fp16 with its scaler against bf16 after 200 steps."""
+    device = choose_device(typed.device)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = lambda n: ["--max_steps", str(n), "--schedule", "constant"]  # noqa: E731 a rate that no length changes
+        own = "bfloat16" if has_bf16(device) else "float32"
+        whole = pretrain(typed, f"{folder}/whole", *steps(200), "--dtype", own)
+        pretrain(typed, f"{folder}/halves", *steps(100), "--dtype", own)
+        again = pretrain(typed, f"{folder}/halves", *steps(200), "--dtype", own)
+        told("loss of a run in two halves", abs(again - whole) / whole, 1e-3 if device.type == "cuda" else 0.0)
+        if device.type == "cuda":
+            fp16 = pretrain(typed, f"{folder}/fp16", *steps(200), "--dtype", "float16")
+            told("loss in fp16 with a scaler against bf16", abs(fp16 - whole) / whole, 0.01)
+
+
+def sparse(typed):
+    """Tokens/s of the preset with experts against a dense one whose feed-forward is as wide as what a token passes."""
+    _, _, runtimes = subject(typed)
+    runtime, speeds = runtimes[min(1, len(runtimes) - 1)], []
+    lm = config_for(typed.preset, use_moe=True)
+    wide = lm.hidden_dim * (lm.num_experts_per_tok + bool(lm.n_shared_experts))
+    for shape in ({"use_moe": True}, {"hidden_dim": wide}):
+        model, ids, _ = subject(typed, **shape)
+        ids, optimizers = ids.repeat(typed.batch_size // ROWS, 1), make_optimizers(model, TrainConfig())
+        if choose_compile("auto", runtime.device, 10**9)[0]:
+            model.compile()
+        times = []
+        for _ in range(15):
+            started = time.perf_counter()
+            with runtime.autocast():
+                loss = model(ids[:, :-1], ids[:, 1:]).loss / ids[:, 1:].numel()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            loss.item()  # waits for the device
+            times.append(time.perf_counter() - started)
+        speeds.append(ids[:, 1:].numel() / statistics.median(times[5:]))
+    told(f"dense tokens/s over those with experts ({speeds[1]:,.0f}, {speeds[0]:,.0f})", speeds[1] / speeds[0], 1 / 0.6)
+
+
+PARTS = {f.__name__: f for f in (formats, masks, experts, ranks, writing, runs, sparse)}
+TABLES = {  # behind the checks, each the whole output of a script beside this one
+    "train": ["train_speed.py", "--data_path", "{data_path}", "--preset", "{preset}", "--batch_size", "{batch_size}"],
+    "train_base": ["train_speed.py", "--data_path", "{data_path}", "--preset", "base", "--batch_size", "{batch_size}"],
+    "decode": ["decode_speed.py", "--preset", "{preset}", "--batch", "1", "256"],
+}
+
+
+def parse(argv):
+    parser = args.make_parser(__doc__)
+    args.add_flag(parser, "data_path", required=True, help="a .bin with a _val part beside it")
+    args.add_flag(parser, "preset", default="small", choices=list(PRESETS), help="model shape (default: small)")
+    args.add_flag(parser, "batch_size", type=int, default=64, help="rows in a step where speed counts (default: 64)")
+    args.add_flag(parser, "device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
+    names = [*PARTS, *TABLES]
+    args.add_flag(parser, "parts", nargs="+", default=names, choices=names, help="which (default: all)")
+    args.add_flag(parser, "patience", type=int, default=240, help="most seconds for a part (default: 240)")
+    args.add_flag(parser, "json", help="also write what was found to this file")
+    parser.add_argument("--inside", action="store_true", help="for this script's own use: run one part here")
+    return parser.parse_args(argv)
+
+
+def output_of(words, patience):
+    """(what a process printed, None) or (what it printed, why it did not end well)."""
+    try:
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=patience, cwd=ROOT)
+    except subprocess.TimeoutExpired as late:
+        return (late.stdout or b"").decode("utf-8", "replace"), f"not ended after {patience} s"
+    return done.stdout, None if not done.returncode else done.stderr.strip()[-1500:]
+
+
+def main(argv=None):
+    typed = parse(argv)
+    if typed.inside:
+        PARTS[typed.parts[0]](typed)
+        return
+    choose_device(typed.device)
+    found, tables, failures = [], {}, {}
+    common = ["--device", typed.device]
+    about = f"{machine()}, {datetime.date.today()}, {typed.preset}"
+    print(f"{about}\n\n| compared | apart | bound | holds |\n|---|---:|---:|---|", flush=True)
+    for name in (p for p in typed.parts if p in PARTS):
+        own = ["--data_path", typed.data_path, "--preset", typed.preset, "--batch_size", str(typed.batch_size)]
+        words = ["benchmarks/gpu_check.py", "--inside", "--parts", name, *own, *common]
+        text, failure = output_of(words, typed.patience)
+        for line in text.splitlines():
+            if line.startswith("{"):
+                found.append(r := json.loads(line))
+                print(
+                    f"| {r['what']} | {r['figure']:.2g} | {r['bound']:.2g} | {'yes' if r['holds'] else 'NO'} |",
+                    flush=True,
+                )
+        if failure:
+            failures[name] = failure
+            print(f"| {name} | failed | | NO |", flush=True)
+    for name in (p for p in typed.parts if p in TABLES):
+        script, *flags = (word.format(**vars(typed)) for word in TABLES[name])
+        tables[name], failure = output_of([f"benchmarks/{script}", *flags, *common], typed.patience)
+        failures |= {name: failure} if failure else {}
+        print(f"\n{script} {' '.join(flags)}\n\n{tables[name]}", flush=True)
+    for name, failure in failures.items():
+        print(f"\n{name} did not end well:\n{failure}", flush=True)
+    if typed.json:
+        save_json(Path(typed.json), {"about": about, "compared": found, "tables": tables, "failures": failures})
+    if failures or not all(r["holds"] for r in found):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    args.run(main)

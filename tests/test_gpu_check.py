@@ -1,0 +1,32 @@
+"""The script that checks a GPU, on a CPU: what it compares holds there, and what fails is told."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import gpu_check
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+FLAGS = ["--data_path", "none.bin", "--device", "cpu", "--preset", "tiny"]
+
+
+@pytest.mark.parametrize("part", ["masks", "experts"])
+def test_what_is_compared_is_equal_on_a_cpu_and_another_model_is_not(part, capsys, monkeypatch):
+    gpu_check.PARTS[part](gpu_check.parse(FLAGS))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) >= 2 and all(line["holds"] and line["figure"] < 1e-4 for line in lines[:2])
+    monkeypatch.setattr(torch.nn.functional, "silu", lambda x: x * torch.rand_like(x))  # no two passes are the same
+    gpu_check.PARTS[part](gpu_check.parse(FLAGS))
+    assert not any(json.loads(line)["holds"] for line in capsys.readouterr().out.splitlines())
+
+
+def test_distance_is_relative_and_of_all_tensors_together():
+    a, b = [torch.tensor([3.0]), torch.tensor([4.0, 0.0])], [torch.tensor([3.0]), torch.tensor([4.0, 5.0])]
+    assert gpu_check.apart(a, b) == pytest.approx(5 / 50**0.5)
+
+
+def test_a_part_that_does_not_end_is_told_and_ends_the_script_with_an_error(capsys):
+    with pytest.raises(SystemExit):
+        gpu_check.main([*FLAGS, "--parts", "masks", "--patience", "0"])
+    assert "masks did not end well:\nnot ended after 0 s" in capsys.readouterr().out
