@@ -55,25 +55,27 @@ def talk(st, top, conversation):
     """What was said, what can be done with it, and the answer to what is asked now."""
     turns = conversation.turns
     left, right = top.columns(2)
-    if left.button("New chat", width="stretch"):
+    # noted in the session: a run of the page that is ended before it comes here would forget which button was pressed
+    note = lambda what: st.session_state.update({what: True})  # noqa: E731
+    left.button("New chat", width="stretch", on_click=note, args=("new",))
+    if st.session_state.pop("new", False):
         turns.clear()
     line, off = conversation.line(), not turns
     right.download_button("Download", line, "conversation.jsonl", disabled=off, on_click="ignore", width="stretch")
     question = st.chat_input("Ask something", submit_mode="disable")
-    if st.session_state.pop("again", False) and turns:
+    again = st.session_state.pop("again", False) and len(turns) > 0
+    if again:
         question = turns[-2]["content"]
-        del turns[-2:]
-    for turn in turns:
+    for turn in turns[:-2] if again else turns:
         with st.chat_message(turn["role"]):
             show_turn(st, turn)
             place = st.empty()  # also where no button is, so that an earlier one goes away at once
             if turn is turns[-1] and not question:
-                again = lambda: st.session_state.update(again=True)  # noqa: E731
-                place.button("Again", type="tertiary", icon=":material/refresh:", on_click=again)
+                place.button("Again", type="tertiary", icon=":material/refresh:", on_click=note, args=("again",))
     if question:
         with st.chat_message("user"):
             st.text(question)
-        if answer(st, conversation, question):
+        if answer(st, conversation, question, again):
             st.rerun()  # the answer is now a turn
 
 

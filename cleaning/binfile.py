@@ -194,9 +194,11 @@ def write(file, path, data, done):
 
 def remove_bin(path):
     """Removes a .bin and its description, if they are there."""
-    if is_sidecar(sidecar_of(path)):
-        sidecar_of(path).unlink()
+    sidecar, begun = sidecar_of(path), Path(f"{sidecar_of(path)}.tmp")
+    if is_sidecar(sidecar):
+        os.replace(sidecar, begun)  # what is left if this is killed here is known to be ours, see check_output
     path.unlink(missing_ok=True)
+    begun.unlink(missing_ok=True)
 
 
 def sha256_of(path):

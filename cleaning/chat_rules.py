@@ -31,13 +31,15 @@ def ruled(record, rules):
     def said(holder, names):
         texts = {}
         for name in names:
-            if holder.get(name):
+            if holder.get(name, "").strip():
                 texts[name], reason, own = apply_rules(holder[name], rules)
                 changed.extend(own)
                 if reason:
                     raise LeftOut(reason)
-        if "asides" in holder and texts.get("content") != holder["content"]:
-            raise LeftOut("asides in a text that a rule changes")  # they are places in it
+        asides = holder.get("asides", ())
+        moved = asides and texts.get("content", holder["content"]) != holder["content"]  # asides are places in it
+        if moved or any(apply_rules(text, rules)[0] != text for _, text in asides):
+            raise LeftOut("a rule changes a text with asides, or an aside")
         return {**holder, **texts}
 
     try:

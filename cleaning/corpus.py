@@ -34,7 +34,7 @@ class Selection:
             written, some perhaps several times; None: those of `train` as they stand.
         anneal: the same for the annealing part; None: there is none.
         uses: {times: how many documents to train on are used so often}.
-        mixed: {name of a group of the mixture: {"documents", "tokens"} that are written to be trained on}.
+        mixed: {name of a group of the mixture: {"documents", "tokens"} to train on}, without the annealing part.
     """
 
     train: list
@@ -105,14 +105,14 @@ def arrange(selection, parts, cfg, mixture):
             empty = ", ".join(name for name, size in zip(mixture.names, sizes) if not size)
             raise ValueError(f"nothing to mix: no usable text of {empty}; leave it out of the mixture")
         times = uses_in_mixture(group, tokens, chance, mixture.weights, cfg.max_repeats)
-        for number, name in enumerate(mixture.names):
-            own = np.where(group == number, times, 0)
-            selection.mixed[name] = {"documents": int(own.sum()), "tokens": int(own @ tokens)}
     selection.order = arranged(cfg.order, times, tokens, quality, chance)
     selection.uses = dict(enumerate(np.bincount(times[used]).tolist()))
     if cfg.anneal:
         best = best_share(selection.order, tokens, quality, cfg.anneal)
         selection.order, selection.anneal = selection.order[~best], selection.order[best]
+    for number, name in enumerate(mixture.names if mixture else ()):
+        own = selection.order[group[selection.order] == number]
+        selection.mixed[name] = {"documents": len(own), "tokens": int(tokens[own].sum(dtype=np.int64))}
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -89,14 +89,20 @@ def settings(st, typed):
     return path, adapter, system, Sampling(**chosen)
 
 
-def answer(st, conversation, question):
-    """Streams the model's answer into the page; False, with what is wrong, where the question does not fit."""
+def answer(st, conversation, question, again=False):
+    """Streams the model's answer into the page; False, with what is wrong, where the question does not fit.
+
+    `again`: it takes the place of the last question and its answer.
+    """
     with st.chat_message("assistant"):
         above, place, below = st.empty(), st.empty(), st.empty()
         place.markdown("▌")
         # pressing any button ends this run of the page; what was written till then is kept
         below.button("Stop", type="tertiary", icon=":material/stop_circle:")
-        text, thoughts = "", None
+        text, thoughts, before = "", None, []
+        if again:  # from here to where the new answer is kept, nothing ends this run
+            before = conversation.turns[-2:]
+            del conversation.turns[-2:]
         try:
             with contextlib.closing(conversation.ask(question)) as pieces:
                 for piece in pieces:
@@ -107,6 +113,7 @@ def answer(st, conversation, question):
                         thoughts.text(thought)
                     place.markdown(said + " ▌")
         except ValueError as error:
+            conversation.turns += before
             below.empty()
             place.error(str(error))
             return False

@@ -319,11 +319,16 @@ def test_rules_meet_each_text_that_is_said_and_a_dropped_text_takes_its_record_a
         {"conversations": [aside, ONE[1]]},
         {"conversations": ONE},
     ]
+    call = {"role": "assistant", "content": "\n", "tool_calls": [{"name": "x", "arguments": {}}]}
+    hidden = {"role": "user", "content": Q, "asides": [[1, "13912345678"]]}
+    records += [{"conversations": [ONE[0], call, {"role": "tool", "content": " "}, ONE[1]]}]
+    records += [{"conversations": [hidden, ONE[1]]}]
     (tmp_path / "words.txt").write_text("坏词", encoding="utf-8")
     file, output = write(tmp_path / "a.jsonl", records), tmp_path / "o.jsonl"
     rules = ["--rules", "pii", "width", "blocklist", "--blocklist", str(tmp_path / "words.txt")]
     data_process.main(["sft", "--input", str(file), "--output", str(output), *rules])
-    first, second = read(output)
+    first, second, with_call = read(output)
+    assert with_call["conversations"][1] == call
     told = [turn.get("reasoning_content", turn["content"]) for turn in first["conversations"]]
     assert told == ["打〈手机号〉", "AB", Q, A] and first["tools"] == tools and second == {"conversations": ONE}
     pairs = [{"prompt": Q, "chosen": a, "rejected": b} for a, b in (("13912345678", "13812345678"), (A, "ＡＢ"))]
@@ -360,7 +365,7 @@ def test_a_weight_that_is_none_is_refused(entry):
 
 
 @pytest.mark.parametrize("weights", [[None], [1.0, 2.0]], ids=["whole", "mixed"])
-def test_ten_times_the_records_take_a_few_bytes_more_for_each(tmp_path, monkeypatch, weights):
+def test_more_records_take_a_few_bytes_more_for_each(tmp_path, monkeypatch, weights):
     monkeypatch.setattr(spool, "MEMORY", 1 << 15)
     for module, name in ((spool, "BLOCK"), (equal_keys, "BLOCK"), (encodings, "CHUNK"), (formats, "CHUNK")):
         monkeypatch.setattr(module, name, 1 << 9)

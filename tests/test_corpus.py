@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import data_process
 from cleaning import formats, units
+from cleaning.binfile import remove_bin
 from cleaning.files import DOWNLOADED
 from cleaning.pieces import PieceEncoder
 from cleaning.quality import QualitySettings, train
@@ -272,6 +273,13 @@ def test_scores_filter_order_and_put_the_best_aside(tmp_path, tokenizer_dir, sco
     assert not (tmp_path / "p_anneal.bin").exists()
     about = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
     assert about["dropped"] == {"quality below 0.5": 60 - len(kept)}
+    save(tmp_path / "b.jsonl", sentences(60))
+    mix = ["--mix", f"{tmp_path}/a.jsonl:1", f"{tmp_path}/b.jsonl:1", "--anneal", "0.3", *map(str, flags)]
+    data_process.main(["pretrain", *mix, "--tokenizer", str(tokenizer_dir), "--output", str(tmp_path / "m.bin")])
+    about = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
+    for counted in (about["mixed"].values(), about["sources"]):  # what was put aside is in neither
+        assert sum(own["documents"] for own in counted) == about["documents"]
+        assert sum(own["tokens"] for own in counted) == about["tokens"]
 
 
 def test_of_near_duplicates_the_best_stays_else_the_first(tmp_path, tokenizer_dir, scorer, capsys):
@@ -350,6 +358,21 @@ def test_the_description_tells_what_of_each_file_is_trained_on(tmp_path, tokeniz
     assert about["sources"][0]["documents"] == sum(
         t in sentences(70) for t in texts_of(tmp_path / "p.bin", tokenizer_dir)
     )
+
+
+def test_a_validation_part_that_is_half_removed_does_not_stop_the_next_run(tmp_path, tokenizer_dir, monkeypatch):
+    save(tmp_path / "a.jsonl", sentences(60))
+    run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", "--val_fraction", 0.3)
+
+    def killed(path, **_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)
+        remove_bin(tmp_path / "p_val.bin")
+    assert (tmp_path / "p_val.bin").exists() and not (tmp_path / "p_val.json").exists()
+    run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", "--val_fraction", 0)
+    assert {f.name for f in tmp_path.iterdir()} == {"a.jsonl", "p.bin", "p.json"}
 
 
 def test_a_validation_part_that_was_not_made_here_is_left_alone(tmp_path, tokenizer_dir):

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import resource
 import shutil
 import signal
 
@@ -86,6 +85,7 @@ RUNS = [  # name, shape, settings, what happens to it
     ("muon", {}, {"parallel": "fsdp", "optimizer": "muon"}, nothing),
     ("moving", {}, {"parallel": "fsdp", "ema": 0.5, "max_steps": 3}, nothing),
     ("sharded", EXPERTS, {**SHARDED, "ema": 0.5, "max_steps": 3, "save_interval": 2}, nothing),
+    ("muon_sharded", {}, {**SHARDED, "optimizer": "muon", "max_steps": 3, "keep_last": 1}, nothing),
     ("struck_sharded", {}, {**SHARDED, "save_interval": 2}, strike_one_rank),
     ("struck_fsdp", {}, {"parallel": "fsdp", "save_interval": 2}, strike_one_rank),
     ("struck_ddp", {}, {"parallel": "ddp", "save_interval": 2}, strike_one_rank),
@@ -162,21 +162,41 @@ def test_a_state_in_parts_is_continued_by_any_number_of_ranks(two_ranks, tmp_pat
     assert kept_in(moving) == ["pretrain_32_moe_resume_step5"]  # of the state before, which has a file of its own
 
 
-def test_a_damaged_part_is_passed_over_for_the_state_before(two_ranks, tmp_path, capsys):
-    folder = shutil.copytree(two_ranks / "struck_sharded", tmp_path / "copy")
-    newest = folder / "kept" / load_file(folder / "pretrain_32_resume.pth")["shards"]["folder"]
+def cut_short(newest):
     part = next(newest.glob("*.distcp"))
     part.write_bytes(part.read_bytes()[:-100])
-    run, _ = alone(folder, max_steps=8)
-    assert "damaged" in capsys.readouterr().out and all(w.isfinite().all() for w in run.values())
+
+
+def with_a_broken_index(newest):
+    (newest / ".metadata").write_bytes(bytes((newest / ".metadata").stat().st_size))
+
+
+def with_a_file_of_the_system(newest):
+    (newest / ".DS_Store").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("harm", "step"), [(cut_short, 4), (with_a_broken_index, 4), (shutil.rmtree, 4), (with_a_file_of_the_system, 6)]
+)
+def test_damaged_parts_are_passed_over_for_the_state_before(two_ranks, tmp_path, capsys, harm, step):
+    folder = shutil.copytree(two_ranks / "struck_sharded", tmp_path / "copy")
+    harm(folder / "kept" / load_file(folder / "pretrain_32_resume.pth")["shards"]["folder"])
+    left = folder / "kept" / "pretrain_32_resume_step7"  # by a save that was killed
+    left.mkdir()
+    run, about = alone(folder, max_steps=8)
+    out = capsys.readouterr().out
+    assert f"from step {step} of 8" in out and ("damaged   " in out) == (step == 4)
+    assert about["step"] == 8 and all(w.isfinite().all() for w in run.values()) and not left.exists()
 
 
 def fill_the_disk(folder):
-    """Trains until the second save finds no room, on every rank."""
+    """Trains until the second save finds no room for the part of one rank, which ends all of them."""
+    import resource
+
     real = sharded.dcp.save
 
     def full(tensors, checkpoint_id):
-        if checkpoint_id.name.endswith("step4"):
+        if checkpoint_id.endswith("step4") and os.environ["RANK"] == "1":
             resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
         real(tensors, checkpoint_id=checkpoint_id)
 
@@ -196,10 +216,34 @@ def test_parts_need_a_model_that_is_shared_out(tmp_path):
         TrainConfig(out_dir=str(tmp_path), sharded_state=True)
 
 
-def test_an_index_that_names_a_function_is_refused(tmp_path):
-    (tmp_path / ".metadata").write_bytes(pickle.dumps(os.system))
-    with pytest.raises(ValueError, match="posix.system has no place in it"):
+def test_an_index_that_could_run_code_is_refused(tmp_path):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(print))
+    with pytest.raises(ValueError, match="builtins.print has no place in it"):
         sharded.Reader(tmp_path).read_metadata()
+    sharded.dcp.save({"model.weight": {"no": "tensor"}}, checkpoint_id=str(tmp_path), no_dist=True)
+    with pytest.raises(ValueError, match="BytesStorageMetadata has no place"):  # which DCP reads as a pickle
+        sharded.Reader(tmp_path).read_metadata()
+
+
+def save_apart(folder):
+    """Saves where ranks do not see each other's files."""
+    with parallel.joined(TrainConfig(device="cpu", dtype="float32", parallel="fsdp")) as runtime:
+        model = parallel.share_out(Transformer(LMConfig(**SHAPE)), runtime)
+        with pytest.raises(OSError, match="--out_dir must be one folder that all machines share"):
+            sharded.save(folder / str(runtime.rank) / "x.pth", 1, model, [], {}, runtime)
+
+
+def test_machines_that_do_not_share_a_folder_are_told_at_the_first_save(tmp_path):
+    on_ranks(2, save_apart, tmp_path)
+
+
+def test_muon_goes_on_from_parts(two_ranks):
+    whole = left_in(two_ranks / "muon")[0]
+    assert kept_in(two_ranks / "muon_sharded") == ["pretrain_32_resume_step3"]
+    moved, about = alone(two_ranks / "muon_sharded", optimizer="muon")
+    torch.manual_seed(3)
+    start = Transformer(LMConfig(**SHAPE)).state_dict()
+    assert about["step"] == 6 and share_of_the_way(whole, moved, start) < MUON_ROUNDS
 
 
 @pytest.mark.parametrize("how", ["fsdp", "ddp", "sharded"])

@@ -37,13 +37,24 @@ def turns(page):
     return [(m.name, (m.markdown or m.text)[0].value) for m in page.chat_message]
 
 
-def test_a_question_is_answered_and_asked_again(page):
+def test_a_question_is_answered_and_asked_again(page, monkeypatch):
     assert not page.exception and not button(page, "Again")
     page.chat_input[0].set_value("春天").run()
     first = turns(page)
     assert not page.exception and [role for role, _ in first] == ["user", "assistant"] and first[0][1] == "春天"
     button(page, "Again").click().run()
     assert turns(page) == first  # greedy
+    with monkeypatch.context() as patch:  # a run that is ended before it writes has taken nothing away
+        patch.setattr("inference.page.show_turn", lambda *_: 1 / 0)
+        button(page, "Again").click().run()
+        assert page.exception
+    assert turns(page.run()) == first
+    slider(page, "max_new_tokens").set_value(16)
+    with monkeypatch.context() as patch:  # nor has one in which the question does not fit any more
+        patch.setattr("inference.chat.Conversation.prompt", lambda *_: int("too long"))
+        button(page, "Again").click().run()
+        assert "too long" in page.error[0].value
+    assert turns(page.run()) == first
     button(page, "New chat").click().run()
     assert turns(page) == []
 

@@ -2,7 +2,7 @@
 
 out/<stage>_<dim>[_moe].pth   the weights: a plain state dict in fp32 under MiniMind v1's names
                       .json   what they are: config, stage, tokenizer, steps, losses, versions
-..._resume.pth                all that an exact continuation needs
+..._resume.pth                all that an exact continuation needs; with --sharded_state it names a folder in out/kept
 """
 
 import dataclasses
@@ -101,13 +101,16 @@ def save_weights(path, model, description, state=None):
     write_atomically(path, lambda f: torch.save(state, f))
 
 
-def load_file(path, device="cpu"):
-    """torch.load without pickled code; a missing, cut-off or foreign file is a ValueError with the next step."""
+def load_file(path, device="cpu", mmap=False):
+    """torch.load without pickled code; a missing, cut-off or foreign file is a ValueError with the next step.
+
+    With `mmap` only what is looked at is read.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(missing_message(path))
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
         if path.suffix not in (".pth", ".pt"):
             raise ValueError(f"{path} is not a checkpoint; give a .pth file, such as out/pretrain_512.pth") from error

@@ -67,7 +67,8 @@ class TrainConfig:
         ["auto", "none", "ddp", "fsdp"],
     )
     sharded_state: bool = knob(
-        False, "with --parallel fsdp: each rank writes its own part of the state to continue from, and none holds all"
+        False,
+        "with --parallel fsdp: each rank writes its own part of the state to continue from; none gathers it",
     )
     ddp: bool = knob(False, "kept from MiniMind; torchrun is recognised without it")
     local_rank: int = knob(-1, "set by launchers; leave alone")

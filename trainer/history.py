@@ -6,7 +6,7 @@ out/kept/pretrain_512_resume_step900/   what a state with --sharded_state names,
 out/kept/pretrain_512_step1000.pth      weights, every --keep_every steps, with their .json
 """
 
-import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -16,6 +16,7 @@ import torch
 from trainer.checkpoint import load_file, resume_path
 
 FOLDER = "kept"
+INDEX = ".metadata"  # torch.distributed.checkpoint writes it last, when all parts of a folder are there
 
 
 def older(path, age):
@@ -114,9 +115,9 @@ def newest_usable(path, device, say, up_to=None):
             say(f"damaged   {file} is not a whole checkpoint")
             passed.append(file)
             continue
-        if not shards_are_whole(path, state):
-            say(f"damaged   {file}, because {shards_folder(path, state)} is not whole")
-            damage = damage or ValueError(f"{shards_folder(path, state)} is not whole; delete {file} to start over")
+        if harm := harm_to_shards(path, state):
+            say(f"damaged   {file}, because {harm}")
+            damage = damage or ValueError(f"{file} cannot be continued: {harm}, or delete the file to start over")
         elif up_to is None or (state["progress"]["step"] <= up_to and is_finite(state)):
             return file, state, passed
         passed.append(file)
@@ -140,10 +141,15 @@ def shards_folder(path, state):
     return path.parent / FOLDER / state["shards"]["folder"] if "shards" in state else None
 
 
-def shards_are_whole(path, state):
-    """Whether the folder that a state names, if any, holds what was written there."""
+def harm_to_shards(path, state):
+    """What is wrong with the folder that a state names; None if all is there, or if it names none."""
     folder = shards_folder(path, state)
-    return folder is None or (folder.is_dir() and sizes_in(folder) == state["shards"]["bytes"])
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        return f"{folder} is not there; copy it beside the file"
+    whole = state["shards"]["bytes"].items() <= sizes_in(folder).items()
+    return None if whole and index_digest(folder) == state["shards"]["index"] else f"{folder} is not whole"
 
 
 def sizes_in(folder):
@@ -151,11 +157,18 @@ def sizes_in(folder):
     return {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
 
 
+def index_digest(folder):
+    """64 hex digits of the SHA-256 of the index of a folder of tensors."""
+    return hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
+
+
 def remove_unused_shards(path):
     """Removes the folders of tensors that no state names any more, or none yet because its save was killed."""
     folders = set((path.parent / FOLDER).glob(f"{path.stem}_resume_step*"))
     for file in states(path).values() if folders else ():
-        with contextlib.suppress(ValueError):  # a damaged file names nothing
-            folders.discard(shards_folder(path, load_file(file)))
+        try:
+            folders.discard(shards_folder(path, load_file(file, mmap=True)))
+        except ValueError:  # which folder it names cannot be known now
+            return
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,8 @@
 out/kept/pretrain_512_resume_step1000/   weights, optimizer states and mean (torch.distributed.checkpoint, "DCP")
 out/pretrain_512_resume.pth              all else, and which folder belongs to it
 
-For states that no host can hold at once. The folder is written first; the small file, which names it, makes it count.
+For states that one host should not gather: no rank sees another's optimizer state. The folder is written first; the
+small file, which names it, makes it count.
 """
 
 import pickle
@@ -14,17 +15,23 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from trainer import history
-from trainer.history import FOLDER, sizes_in
+from trainer.history import FOLDER
 from trainer.parallel import load_optimizer_state, smallest
 
-INDEX = ".metadata"  # DCP writes it last; a folder without it is not whole
-# DCP's index is a pickle, which can name any function; nothing but what an index is made of may be made from it.
-PARTS = {"torch.distributed.checkpoint." + name for name in ("metadata", "filesystem", "planner")}
-OTHERS = {("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict")}
-OTHERS |= {("pathlib", name) for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")}
+# DCP's index is a pickle, which can name any function; only what an index of tensors consists of may be made from it.
+PARTS = {
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "MetadataIndex", "TensorStorageMetadata", "ChunkStorageMetadata", "TensorProperties"),
+        *("StorageMeta", "_MEM_FORMAT_ENCODING"),
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size"} | {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)},
+}
 
 
 def tensors_of(model, optimizers, mean):
@@ -54,25 +61,42 @@ def save(path, step, model, optimizers, mean, runtime):
     own = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in model.state_dict().items()}
     finite = smallest(float(history.finite(own)), runtime)
     try:
-        dcp.save(tensors, checkpoint_id=folder)
+        dcp.save(tensors, checkpoint_id=str(folder))
     except CheckpointException as error:
         if runtime.is_main:
             shutil.rmtree(folder, ignore_errors=True)
         cause = next(iter(error.failures.values()))[0]
+        if not isinstance(cause, OSError | RuntimeError):  # torch makes a RuntimeError of what a file refuses
+            raise cause from error
         raise OSError(
             f"could not write {folder}: {cause}; the states before it are kept. Make room, or choose "
             "another --out_dir, and run the same command again"
         ) from error
     return {
         "optimizers": [{**o.state_dict(), "state": {}} for o in optimizers],
-        "shards": {"folder": folder.name, "bytes": sizes_in(folder), "finite": bool(finite)},
+        "shards": {"folder": folder.name, "finite": bool(finite), **contents(folder, runtime)},
     }
+
+
+def contents(folder, runtime):
+    """On the main rank the sizes of the files and a hash of the index; OSError on all if it does not see every part."""
+    found = {"bytes": history.sizes_in(folder), "index": history.index_digest(folder)} if runtime.is_main else {}
+    complete = not runtime.is_main or parts_in(folder) <= found["bytes"].keys()
+    if not smallest(float(complete), runtime):
+        raise OSError(f"{folder} has not every rank's part: --out_dir must be one folder that all machines share")
+    return found
+
+
+def parts_in(folder):
+    """The names of the files that the index speaks of."""
+    return {info.relative_path for info in Reader(folder).read_metadata().storage_data.values()}
 
 
 def new_name(path, step, runtime):
     """A name for the folder that is not taken, the same on every rank: a step may be saved twice."""
     name = [f"{path.stem}_resume_step{step}"]
     if runtime.is_main:
+        history.remove_unused_shards(path)  # what a save that was killed has left takes the room of this one
         while (path.parent / FOLDER / name[0]).exists():
             name[0] += "_"
     dist.broadcast_object_list(name, src=0, group=runtime.patient)
@@ -84,25 +108,25 @@ class Reader(dcp.FileSystemReader):
 
     def read_metadata(self, *_, **__):
         try:
-            with open(self.path / INDEX, "rb") as file:
-                return Unpickler(file).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
-            raise ValueError(f"{self.path} is no whole state of a shared out model: {error}") from error
+            with open(self.path / history.INDEX, "rb") as file:
+                index = Unpickler(file).load()
+            others = [n for n, about in index.state_dict_metadata.items() if type(about) is not TensorStorageMetadata]
+        except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError, LookupError) as error:
+            raise ValueError(f"{self.path} is no whole state of a shared out model ({error}); delete it") from error
+        if others:  # DCP would read what is no tensor as a pickle
+            raise ValueError(f"{self.path} holds {others[0]}, which is no tensor; it is no state of this project")
+        return index
 
 
 class Unpickler(pickle.Unpickler):
-    """Makes nothing but PARTS, OTHERS and torch's types of numbers."""
+    """Makes nothing but PARTS."""
 
     def find_class(self, module, name):
-        known = module in PARTS or (module, name) in OTHERS or (module == "torch" and is_dtype(name))
-        if not known or "." in name:
+        if module.partition(".")[0] == "pathlib":  # where it was written, of a class that this system may lack
+            return lambda *parts: "/".join(parts)
+        if name not in PARTS.get(module, ()):
             raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
         return super().find_class(module, name)
-
-
-def is_dtype(name):
-    """Is this the name of one of torch's types of numbers?"""
-    return isinstance(getattr(torch, name, None), torch.dtype)
 
 
 def load(folder, model, optimizers, mean, saved):
@@ -112,7 +136,7 @@ def load(folder, model, optimizers, mean, saved):
         folder: as `save` left it; saved: list of the optimizers' other settings, from the small file.
         mean: {name: tensor} to be filled.
     Raises:
-        ValueError: the folder does not fit or is damaged.
+        ValueError: the folder does not fit or is damaged; OSError: it cannot be read.
     """
     reader = Reader(folder)
     weights = {f"model.{name}": t for name, t in model.state_dict().items() if name != "output.weight"}
@@ -133,6 +157,8 @@ def load(folder, model, optimizers, mean, saved):
             dcp.load(wanted, storage_reader=reader)
         except CheckpointException as error:
             cause = next(iter(error.failures.values()))[0]
-            raise ValueError(f"{folder} cannot be continued from: {cause}; delete it") from error
+            if not isinstance(cause, RuntimeError | ValueError | AssertionError | KeyError):
+                raise cause from error
+            raise ValueError(f"{folder} does not fit this run, or is damaged: {cause}") from error
     for optimizer, state, others in zip(optimizers, states, saved, strict=True):
         load_optimizer_state(optimizer, {**others, "state": state})
