@@ -1,4 +1,6 @@
-"""The running mean of the weights."""
+"""Muon, and the running mean of the weights."""
+
+import copy
 
 import numpy as np
 import pytest
@@ -8,13 +10,54 @@ from model.LMConfig import LMConfig
 from model.lora import add_lora
 from model.model import Transformer
 from tests.test_training import CPU, SHAPE, ByteVocabulary, Rows, difference, dying_in, equal, settings, train
-from trainer import loop
+from trainer import loop, muon
 from trainer.checkpoint import load_file, load_model
 from trainer.config import LoRAConfig
 from trainer.losses import language_model_loss
 from trainer.run import Data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def matrices(*shapes, seed=0):
+    """Parameters with gradients."""
+    random = torch.Generator().manual_seed(seed)
+    made = [torch.nn.Parameter(torch.randn(shape, generator=random)) for shape in shapes]
+    for p in made:
+        p.grad = torch.randn(p.shape, generator=random)
+    return made
+
+
+def test_singular_values_go_through_the_polynomial_and_singular_vectors_stay():
+    a, b, c = coefficients = (3.4445, -4.7750, 2.0315)
+    x = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for given in (x, x.mT):
+        u, s, vh = torch.linalg.svd(given / given.norm(dim=(1, 2), keepdim=True), full_matrices=False)
+        for _ in range(5):
+            s = a * s + b * s**3 + c * s**5
+        wanted = u @ torch.diag_embed(s) @ vh
+        assert (muon.orthogonalised(given, coefficients, 5, 1e-7) - wanted).abs().max() < 1e-12
+        assert s.min() > 0.6 and s.max() < 1.3
+
+
+@pytest.mark.parametrize(("bf16", "together"), [(True, 1 << 24), (True, 1), (False, 1 << 24)])
+def test_many_matrices_at_once_move_as_those_of_torch_one_after_the_other(monkeypatch, bf16, together):
+    monkeypatch.setattr(muon, "has_bf16", lambda device: bf16)
+    monkeypatch.setattr(muon, "TOGETHER", together)
+    shapes = [(16, 16), (40, 16), (16, 16), (16, 40), (16, 16)]
+    ours, theirs, start = matrices(*shapes), matrices(*shapes), matrices(*shapes)
+    own = muon.Muon(ours, 4e-3, 0.1)
+    other = torch.optim.Muon(theirs, lr=4e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for step in range(3):
+        for p, q, r in zip(ours, theirs, matrices(*shapes, seed=step + 1)):
+            p.grad = q.grad = r.grad
+        own.step()
+        other.step()
+        if step == 1:  # either goes on where the other was
+            other.load_state_dict(copy.deepcopy(own.state_dict()))
+    for p, q, before in zip(ours, theirs, start):
+        assert (p - q).norm() < (0.005 if bf16 else 0.02) * (p - before).norm()  # torch rounds to bf16
+        assert torch.equal(own.state[p]["momentum_buffer"], other.state[q]["momentum_buffer"])
 
 
 def test_the_saved_weights_are_the_running_mean_by_its_formula(tmp_path):

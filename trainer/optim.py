@@ -4,6 +4,8 @@ import contextlib
 
 import torch
 
+from trainer.muon import Muon
+
 
 def parameter_groups(model):
     """Splits trainable parameters by what suits them.
@@ -29,8 +31,7 @@ def parameter_groups(model):
 def make_optimizers(model, cfg):
     """The optimizers of a run: [AdamW], or [AdamW, Muon].
 
-    Muon orthogonalises each matrix's momentum (Jordan et al. 2024, kellerjordan.github.io/posts/muon); with
-    `match_rms_adamw` (Liu et al. 2025, arXiv:2502.16982) it shares AdamW's learning rate and decay.
+    Muon orthogonalises each matrix's momentum, and shares AdamW's learning rate and decay; see trainer/muon.py.
     """
     matrices, embeddings, vectors = parameter_groups(model)
     decayed = embeddings + (matrices if cfg.optimizer == "adamw" else [])
@@ -41,11 +42,7 @@ def make_optimizers(model, cfg):
         fused = groups[0]["params"][0].device.type in ("cuda", "cpu")
         optimizers.append(torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), fused=fused))
     if cfg.optimizer == "muon" and matrices:
-        optimizers.append(
-            torch.optim.Muon(
-                matrices, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
+        optimizers.append(Muon(matrices, cfg.learning_rate, cfg.weight_decay))
     if not optimizers:
         raise ValueError("the model has no trainable parameters")
     return optimizers
