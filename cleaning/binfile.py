@@ -154,7 +154,8 @@ class ShardWriter:
         """See BinWriter.add; a document longer than a shard has one of its own."""
         ends, at, document = np.cumsum(lengths), 0, 0
         while document < len(lengths):
-            room = self.limit - self.shards[-1].counts["tokens"] if self.shards else 0
+            # none behind a document that is longer than a shard
+            room = max(0, self.limit - self.shards[-1].counts["tokens"]) if self.shards else 0
             stop = int(np.searchsorted(ends, at + room, side="right"))
             if stop == document:  # the next one does not fit
                 if self.shards:

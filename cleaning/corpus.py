@@ -99,7 +99,10 @@ def arrange(selection, parts, cfg, mixture):
     quality = everything("quality") if cfg.quality else np.zeros(len(used), np.float32)
     times = used.astype(np.int64)
     if mixture:
-        group = np.where(used, mixture.groups(parts), -1)
+        groups = mixture.groups(parts)
+        group, ends = np.where(used, groups, -1), np.cumsum([len(own) for own in selection.val])
+        # what is left out of the mixture is not validated on either
+        selection.val = [own & (to >= 0) for own, to in zip(selection.val, np.split(groups, ends[:-1]))]
         sizes = np.bincount(group[group >= 0], minlength=len(mixture.weights))
         if not sizes.all():
             empty = ", ".join(name for name, size in zip(mixture.names, sizes) if not size)

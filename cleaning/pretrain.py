@@ -89,9 +89,9 @@ def run(cfg, load_tokenizer, limits=None):
         "settings": {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("num_workers", "fresh")},
         "limits": dataclasses.asdict(limits),
         "tokenizer": tokenizer.hash,
-        "files": [[os.path.realpath(path), *seen[path]] for path in files],
-        "read besides": [[str(path), sha256_of(path)] for path in files_of_settings(cfg, limits)],
-        "code": [code_digest(Path(__file__).parent), sha256_of(sys.modules[load_tokenizer.__module__].__file__)],
+        "the input files": [[os.path.realpath(path), *seen[path]] for path in files],
+        "a scorer, a blocklist or an exam": [[str(path), sha256_of(path)] for path in files_of_settings(cfg, limits)],
+        "the code": [code_digest(Path(__file__).parent), sha256_of(sys.modules[load_tokenizer.__module__].__file__)],
         "versions": {name: version_of(name) for name in LIBRARIES},
     }
     with room_for(cfg.output), work_folder(cfg.output, identity, cfg.fresh) as folder:
@@ -186,7 +186,7 @@ def report(counts, selection, drops, changes, megabytes, seconds):
     for name, own in selection.mixed.items():
         print(f"mixed: {name}, {own['documents']:,} documents, {own['tokens']:,} tokens, {own['tokens'] / tokens:.1%}")
     for times, documents in selection.uses.items():
-        if documents and len(selection.uses) > 1:
+        if documents and sum(map(bool, selection.uses.values())) > 1:
             print(f"{documents:>11,}  texts used {times} times")
     for what, count in changes.most_common():
         print(f"{count:>11,}  changed: {what}")

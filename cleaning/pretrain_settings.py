@@ -1,5 +1,6 @@
 """What `data_process.py pretrain` can be asked for, and what that means: which files, which mixture, which scorers."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -33,13 +34,17 @@ class PretrainSettings:
     quality: str | None = knob(None, "scorer made by `data_process.py quality --good`; the best near-duplicate stays")
     min_quality: float = knob(0.0, "with --quality: drop texts that score less")
     domains: str | None = knob(None, "scorer made by `data_process.py quality --domains`")
-    order: str = knob("source", "order of the texts; the longest or best come last", ORDERS)
+    order: str | None = knob(
+        None, "order of the texts; the longest or best come last. Unset: shuffle in a mixture, else source", ORDERS
+    )
     anneal: float = knob(0.0, "share of the tokens, the best texts, that goes into NAME_anneal.bin instead")
     shard_tokens: int = knob(0, "write a folder of .bin files of this many ids; 0: one file")
     fresh: bool = knob(False, "start over instead of going on with an unfinished run")
     num_workers: int | None = knob(None, "processes; unset: one per core, or none for small inputs")
 
     def __post_init__(self):
+        if self.order is None:
+            self.order = "shuffle" if self.mix or self.mix_domains else "source"
         if not 0 <= self.val_fraction < 1:
             raise ValueError(
                 f"--val_fraction {self.val_fraction} is not a share of the texts; give 0 up to below 1, such as 0.01"
@@ -65,10 +70,21 @@ class PretrainSettings:
         if not (self.mix or self.mix_domains) and self.max_repeats != 1:
             raise ValueError("--max_repeats has no effect without --mix or --mix_domains; leave it out")
         if self.near_duplicates:
-            check_near_duplicates(NearDuplicates(self.near_duplicates))
-        check_repeated_lines(RepeatedLines(self.repeated_lines))
+            with of_flag("near_duplicates"):
+                check_near_duplicates(NearDuplicates(self.near_duplicates))
+        with of_flag("repeated_lines"):
+            check_repeated_lines(RepeatedLines(self.repeated_lines))
         if self.shard_tokens < 0:
             raise ValueError(f"--shard_tokens {self.shard_tokens}: give a number of ids, such as 100000000, or 0")
+
+
+@contextlib.contextmanager
+def of_flag(name):
+    """A context in which an error names the flag that a person typed."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"--{name}: {error}") from error
 
 
 def sources_of(cfg):

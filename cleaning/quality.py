@@ -183,10 +183,12 @@ def split(samples, settings, drops):
     for part, classes in parts.items():
         for name, own in zip(samples, classes):
             if not own:
+                shared = sum(met[e.key] > 1 for e in samples[name].examples())
+                also = f", {shared} of which are in another class too and count in none: take them out there"
                 raise ValueError(
-                    f"class {name} has {len(samples[name].kept)} different text(s), and none fell into the part to "
-                    f"{part}; give more texts (a few hundred at least; those in two classes count in none), or change "
-                    f"--held_out {settings.held_out}"
+                    f"class {name} has {len(samples[name].kept)} different text(s){also if shared else ''}; none fell "
+                    f"into the part to {part}. Give more texts (a few hundred at least), or change --held_out "
+                    f"{settings.held_out}"
                 )
     return parts
 

@@ -166,6 +166,8 @@ def text_of(record, field=None):
     """The text of one record → (text, None) or (None, reason)."""
     name = field or next((k for k in ("text", "content") if k in record), None)
     if name is None:
+        if all(option in record for option in "ABCD"):
+            return None, "exam question"  # training on an exam spoils it
         if not any(k in record for k in CHAT_MARKS):
             return None, "no text field"
         return "\n".join(chat_strings(record)), None

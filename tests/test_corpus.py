@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data_process
-from cleaning import formats, units
+from cleaning import formats, pretrain, units
 from cleaning.binfile import remove_bin
 from cleaning.files import DOWNLOADED
 from cleaning.pieces import PieceEncoder
@@ -154,7 +154,10 @@ def test_parts_of_other_settings_or_files_are_not_used(tmp_path, tokenizer_dir, 
 
     assert "the same command goes on" in stopped()
     assert "going on with the" in stopped()
-    for change, words in ((["--seed", 1, "--order", "length"], "differs in --seed, --order"), ([], "differs in files")):
+    for change, words in (
+        (["--seed", 1, "--order", "length"], "differs in --seed, --order"),
+        ([], "differs in the input files"),
+    ):
         if not change:
             save(tmp_path / "a.jsonl", sentences(301))
         with pytest.raises(ValueError, match=words):
@@ -243,6 +246,60 @@ def test_shards_hold_whole_documents_and_old_ones_go(tmp_path, tokenizer_dir):
     assert all(f.stat().st_size <= 2 * 9000 for f in shards)
     texts = [t for f in shards for t in texts_of(f, tokenizer_dir)]
     assert sorted([*texts, *texts_of(tmp_path / "s_val.bin", tokenizer_dir)]) == sorted(sentences(200))
+
+
+def test_kinds_that_are_left_out_of_a_mixture_are_not_validated_on_and_the_others_are_shuffled(tmp_path, tokenizer_dir):
+    rivers, digits = sentences(300, 11), [f"{i * 7919} {i * 104729}: " + "0123 9876 " * 9 for i in range(300)]
+    save(tmp_path / "rivers.jsonl", rivers)
+    save(tmp_path / "digits.jsonl", digits)
+    kinds = [f"rivers={tmp_path}/rivers.jsonl", f"digits={tmp_path}/digits.jsonl"]
+    train(QualitySettings(domains=kinds, output=f"{tmp_path}/d.npz"))
+    save(tmp_path / "all.jsonl", [*digits, *rivers])
+    for mix, kept in ((["rivers:1"], rivers), (["rivers:1", "digits:1"], [*rivers, *digits])):
+        flags = ["--domains", tmp_path / "d.npz", "--val_fraction", 0.2, "--mix_domains", *mix]
+        run(tokenizer_dir, tmp_path / "all.jsonl", tmp_path / "p.bin", *flags)
+        texts, val = (texts_of(tmp_path / f"{name}.bin", tokenizer_dir) for name in ("p", "p_val"))
+        assert set(texts) | set(val) <= set(kept) and val
+    where = [text in set(rivers) for text in texts]
+    assert sum(a != b for a, b in zip(where, where[1:])) > 20  # not one kind behind the other
+
+
+@pytest.mark.parametrize("limit", [1, 30, 200])
+def test_a_text_longer_than_a_shard_has_one_of_its_own_and_none_is_written_twice(tmp_path, tokenizer_dir, limit):
+    texts = sentences(40)
+    texts[7], texts[8], texts[30] = ("".join(sentences(60, seed)) for seed in (5, 6, 7))
+    save(tmp_path / "a.jsonl", texts)
+    run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "s", "--val_fraction", 0, "--shard_tokens", limit)
+    shards = sorted((tmp_path / "s").glob("*.bin"))
+    own = [texts_of(f, tokenizer_dir) for f in shards]
+    assert [t for texts in own for t in texts] == texts
+    for file, inside in zip(shards, own):
+        about = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        assert about["documents"] == len(inside) and 2 * about["tokens"] == file.stat().st_size
+        assert about["tokens"] <= limit or len(inside) == 1
+
+
+def test_a_second_process_does_not_touch_what_the_first_is_making(tmp_path, tokenizer_dir, monkeypatch):
+    save(tmp_path / "a.jsonl", sentences(50))
+    real, told = pretrain.select, []
+
+    def meanwhile(*given):
+        with pytest.raises(ValueError, match=r"another process is making .*p\.bin at this moment"):
+            run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", "--val_fraction", 0, "--fresh")
+        told.append(True)
+        return real(*given)
+
+    monkeypatch.setattr(pretrain, "select", meanwhile)
+    run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", "--val_fraction", 0)
+    assert told and texts_of(tmp_path / "p.bin", tokenizer_dir) == sentences(50)
+
+
+def test_a_flag_typed_twice_counts_twice_and_questions_of_an_exam_are_no_text(tmp_path, tokenizer_dir, capsys):
+    save(tmp_path / "a.jsonl", sentences(20))
+    (tmp_path / "val.csv").write_text("id,question,A,B,C,D,answer\n0,几？,一,二,三,四,B\n", encoding="utf-8")
+    run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", "--input", tmp_path / "val.csv", "--val_fraction", 0)
+    assert texts_of(tmp_path / "p.bin", tokenizer_dir) == sentences(20)
+    assert "1  exam question" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

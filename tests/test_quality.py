@@ -426,7 +426,7 @@ def test_a_misused_flag_is_told_before_anything_is_read(tmp_path, monkeypatch, f
 
 def test_too_few_texts_are_told_with_their_number_and_nothing_is_written(tmp_path):
     records = [{"text": t, "label": i % 2} for i, t in enumerate(written(GOOD, 4))]
-    with pytest.raises(ValueError, match=r"class raw has 2 different text\(s\), and none fell into the part to \w+"):
+    with pytest.raises(ValueError, match=r"class raw has 2 different text\(s\); none fell into the part to \w+"):
         trained(tmp_path, labelled=[save(tmp_path / "a.jsonl", records)])
     with pytest.raises(ValueError, match="texts of at least two classes are needed, found \\['0'\\]"):
         trained(tmp_path, labelled=[save(tmp_path / "a.jsonl", records[::2])])

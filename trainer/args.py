@@ -58,8 +58,19 @@ def parse_seed(text):
     return int(text)
 
 
+class Together(argparse.Action):
+    """Of a flag with several values that is typed twice, all values count; its default only where it is not typed."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        again = getattr(self, "typed_in", None) is namespace
+        self.typed_in = namespace
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *values] if again else values)
+
+
 def add_flag(parser, name, **kwargs):
     """Adds --some_name, and --some-name as its hidden twin, because both spellings are typed."""
+    if kwargs.get("nargs") in ("+", "*"):
+        kwargs.setdefault("action", Together)
     spellings = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
     parser.add_argument(*spellings, dest=name, **kwargs)
 
