@@ -135,6 +135,7 @@ def make_part(job, unit):
         "source": unit.source,
         "dropped": found.drops.counts,
         "first": found.drops.first,
+        "files": found.drops.files,
         "changed": found.changes,
     }
     part = Part(job.folder, unit.number)

@@ -63,7 +63,7 @@ class Part:
 
     @cached_property
     def about(self):
-        """{"file", "source", "dropped", "first", "changed"}"""
+        """{"file", "source", "dropped", "first", "files", "changed"}"""
         with np.load(self.file) as arrays:
             return json.loads(arrays["about"].tobytes().decode("utf-8", "surrogatepass"))
 
@@ -80,6 +80,7 @@ class Part:
         drops = Drops()
         drops.counts.update(self.about["dropped"])
         drops.first.update(self.about["first"])
+        drops.files += self.about["files"]
         return drops
 
     def excerpt(self, document, tokenizer):

@@ -5,9 +5,11 @@ never executed, and nothing disappears: a record either comes out or is a counte
 """
 
 import collections
+import functools
 import gzip
 import math
 import os
+import sys
 import zlib
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from cleaning.files import is_description
 from cleaning.formats import read_csv, read_json_lines, read_json_values, read_paragraphs, read_parquet
 
 ENDINGS = (".jsonl", ".json", ".csv", ".txt", ".parquet")
+OWN_ENDINGS = (".bin", ".npz", ".npy", ".md", ".part", ".incomplete")  # of results and notes that lie among texts
 READING_ERRORS = (EOFError, OSError, zlib.error)  # a gzip file that is cut short or damaged, a disk or link that fails
 # Where the words are in instruction and preference data; `role`, `from`, `id` and the like are labels, not words.
 # fmt: off
@@ -28,12 +31,18 @@ CHAT_MARKS = ("instruction", "output", "conversations", "messages", "q", "a", "p
 # fmt: on
 
 
+SHOWN_FILES = 50
+
+
 class Drops:
-    """What was left out: `counts` by reason, and `first` example of each as 'file:line: excerpt'."""
+    """What was left out: `counts` by reason, and `first` example of each as 'file:line: excerpt'.
+
+    `files` names those of which more than a record is lost, at most SHOWN_FILES of them.
+    """
 
     def __init__(self):
         self.counts = collections.Counter()
-        self.first = {}
+        self.first, self.files = {}, []
 
     def add(self, reason, source, line, sample=""):
         """Counts one drop; `sample` (str or bytes) becomes one short printable line."""
@@ -43,15 +52,21 @@ class Drops:
             shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in start.strip())
             self.first[reason] = f"{source}:{line}: {shown[:80]}"
 
+    def add_file(self, reason, path, sample=""):
+        """Counts a file that cannot be read to its end, and keeps its name."""
+        self.add(reason, path, 0, sample)
+        self.files = [*self.files, f"{path}: {reason}"][:SHOWN_FILES]
+
     def merge(self, other):
         """Adds another count to this one; a first example already here stays."""
         self.counts.update(other.counts)
         self.first = {**other.first, **self.first}
+        self.files = [*self.files, *other.files][:SHOWN_FILES]
 
     def take(self):
         """What was counted so far, as a Drops of its own; this one begins anew."""
         taken = Drops()
-        taken.counts, taken.first, self.counts, self.first = self.counts, self.first, taken.counts, taken.first
+        taken.__dict__, self.__dict__ = self.__dict__, taken.__dict__
         return taken
 
     def table(self):
@@ -61,7 +76,10 @@ class Drops:
         width = max(map(len, self.counts))
         rows = [f"{count:>11,}  {reason:<{width}}  {self.first[reason]}" for reason, count in self.counts.most_common()]
         total = sum(self.counts.values())
-        return "\n".join([f"dropped: {total:,} in all; by reason, with the first of each", *rows])
+        lost = ["WARNING: files that could not be read to their end:", *(f"  {f}" for f in self.files)]
+        return "\n".join(
+            [f"dropped: {total:,} in all; by reason, with the first of each", *rows, *(lost if self.files else ())]
+        )
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -73,13 +91,37 @@ def ending_of(path):
     return suffix if suffix in ENDINGS else ""
 
 
+def files_under(folder):
+    """All files below a folder, through links too, sorted; what is not searched, and why, is told on stderr."""
+    seen, found = {os.path.realpath(folder)}, []
+    refused = lambda error: tell(f"{error.filename} is not searched: {error.strerror}")  # noqa: E731
+    for here, folders, files in os.walk(folder, onerror=refused, followlinks=True):
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(here, name)), name))
+        for name in list(folders):
+            real = os.path.realpath(os.path.join(here, name))
+            if real in seen:
+                folders.remove(name)
+                tell(f"{os.path.join(here, name)} is not searched: it leads to a folder that was")
+            seen.add(real)
+        found += [Path(here, name) for name in files]
+    if others := sorted(p for p in found if not ending_of(p) and p.suffix not in OWN_ENDINGS):
+        tell(f"{len(others):,} files in {folder} are of a kind that is not read, such as {others[0]}")
+    return sorted(found)
+
+
+@functools.cache  # a folder is searched several times
+def tell(line):
+    """Prints a line for a person on stderr, once."""
+    print(f"note: {line}", file=sys.stderr, flush=True)
+
+
 def expand_inputs(paths):
     """Files and folders (searched to the bottom, sorted) → list of Path, each file once."""
     found = {}
     for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
         if path.is_dir():
             # a link to nothing is among them, for the reader to count
-            own = (p for p in sorted(path.rglob("*")) if ending_of(p) and (p.is_file() or not p.exists()))
+            own = (p for p in files_under(path) if ending_of(p) and (p.is_file() or not p.exists()))
             files = [p for p in own if not is_sidecar(p) and not is_description(p)]
             if not files:
                 raise FileNotFoundError(
@@ -117,7 +159,7 @@ def read_records(path, drops, progress=ignore):
     path, source, ending = Path(path), str(path), ending_of(Path(path))
     try:
         if path.stat().st_size == 0:
-            drops.add("empty file", source, 0)
+            drops.add_file("empty file", source)
         elif ending == ".parquet":
             yield from read_parquet(path, source, drops, progress)
         else:
@@ -137,9 +179,9 @@ def readable_chunks(path, drops, progress=ignore):
 def note_broken(path, error, drops):
     """Counts a file that could not be read, or not to its end."""
     if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
-        drops.add("cannot be read", str(path), 0, error.strerror or str(error))
+        drops.add_file("cannot be read", str(path), error.strerror or str(error))
     else:
-        drops.add("broken gzip file", str(path), 0, f"what was before the break is kept: {error}")
+        drops.add_file("broken gzip file", str(path), f"what was before the break is kept: {error}")
 
 
 def size_of(path):

@@ -90,15 +90,25 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_processed(tmp_path, tokeni
     raw.mkdir()
     save(raw / "a.jsonl", sentences(5))
     (raw / "b.jsonl").symlink_to("nowhere.jsonl")
+    (raw / "e.jsonl").symlink_to("nowhere_else.jsonl")
     (raw / "loop").symlink_to(raw)
+    (tmp_path / "elsewhere").mkdir()
+    save(tmp_path / "elsewhere" / "d.jsonl", sentences(3, 9))
+    (raw / "linked").symlink_to(tmp_path / "elsewhere")
+    (raw / "notes.docx").write_bytes(b"")
     save(raw / "c.jsonl", sentences(2000, 1))
     (raw / "c.jsonl.gz").write_bytes(gzip.compress((raw / "c.jsonl").read_bytes())[:-2000])
     (raw / "c.jsonl").unlink()
     run(tokenizer_dir, raw, tmp_path / "p.bin", "--val_fraction", 0)
-    said = capsys.readouterr().out
-    assert "1  cannot be read" in said and "b.jsonl:0: No such file" in said
+    said, noted = capsys.readouterr()
+    assert "2  cannot be read" in said and "b.jsonl:0: No such file" in said
     assert "1  broken gzip file" in said
-    assert len(texts_of(tmp_path / "p.bin", tokenizer_dir)) > 1000
+    for name in ("b.jsonl: cannot be read", "e.jsonl: cannot be read", "c.jsonl.gz: broken gzip file"):
+        assert f"{raw}/{name}" in said.partition("WARNING: files that could not be read to their end")[2]
+    assert f"{raw}/loop is not searched: it leads to a folder that was" in noted
+    assert f"1 files in {raw} are of a kind that is not read, such as {raw}/notes.docx" in noted
+    texts = texts_of(tmp_path / "p.bin", tokenizer_dir)
+    assert len(texts) > 1000 and set(sentences(3, 9)) < set(texts)
 
 
 # --- the same bytes ---------------------------------------------------------------------------------------------------
