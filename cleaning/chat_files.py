@@ -13,7 +13,7 @@ import numpy as np
 from cleaning.chat_rules import CHAT_RULES, chat_rules, ruled
 from cleaning.conversations import conversation_of
 from cleaning.encodings import ignore
-from cleaning.files import progress_meter, room_for, write_lines
+from cleaning.files import prepare_folder_of, progress_meter, room_for, write_lines
 from cleaning.preferences import pair_of
 from cleaning.readers import Drops, expand_inputs, read_records, size_of
 from cleaning.rules import RuleSettings
@@ -145,7 +145,7 @@ def clean(kind, sources, output, filters, seed=0, allow_empty=False, rules=(), p
         (number of records written, Drops, Counter of changes, records per source).
     """
     drops, folder, kinds = Drops(), Path(output).parent, {}
-    folder.mkdir(parents=True, exist_ok=True)
+    prepare_folder_of(output)
     read = pair_of if kind == "dpo" else partial(conversation_of, allow_empty=allow_empty)
     files = [expand_inputs(paths) for paths, _ in sources]
     with room_for(output), contextlib.ExitStack() as stack:

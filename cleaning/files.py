@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path, PurePosixPath
 
@@ -27,6 +28,17 @@ def is_description(path):
             return bool(DESCRIBES.match(file.read(64)))
     except OSError:  # a link to nothing, a file that may not be read: reading it will tell
         return False
+
+
+def prepare_folder_of(output):
+    """Makes the folder that a file goes to and proves that it can be written, before work is spent."""
+    folder = Path(output).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to {folder}: {error.strerror}; choose another --output") from error
 
 
 @contextlib.contextmanager

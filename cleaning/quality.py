@@ -34,7 +34,7 @@ from cleaning.binfile import sha256_of
 from cleaning.calibration import calibrate
 from cleaning.cleaner import is_held_out, key_of
 from cleaning.encodings import ignore
-from cleaning.files import progress_meter, relative, write_files
+from cleaning.files import prepare_folder_of, progress_meter, relative, write_files
 from cleaning.ngrams import MOST_BITS, excerpt, library, shares
 from cleaning.normalize import clean_text
 from cleaning.quality_report import REPORT, measure, show
@@ -298,6 +298,7 @@ def train(settings):
     start, drops = time.monotonic(), Drops()
     named = [*settings.good, *settings.raw, *settings.labelled, *(split_domain(d)[1] for d in settings.domains)]
     files = expand_inputs(named)
+    prepare_folder_of(settings.output)
     kind, samples = read_classes(settings, drops, progress_meter(sum(map(size_of, files)), "reading"))
     parts = split(samples, settings, drops)
     balanced = not settings.labelled

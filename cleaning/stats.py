@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cleaning.binfile import sidecar_of
 from cleaning.encodings import ignore
-from cleaning.files import STATISTICS, is_description, progress_meter, relative, write_files
+from cleaning.files import STATISTICS, is_description, prepare_folder_of, progress_meter, relative, write_files
 from cleaning.histogram import ERROR
 from cleaning.normalize import mark_new
 from cleaning.packed import packed_batches
@@ -198,6 +198,8 @@ def stats(cfg, load_tokenizer):
         load_tokenizer: a function of a module, because workers get it by name.
     """
     check(cfg)
+    if cfg.output:
+        prepare_folder_of(cfg.output)
     figures, drops = statistics(cfg.input, load_tokenizer, cfg.tokenizer, cfg.field, cfg.num_workers)
     print(report(figures, drops))
     if cfg.output:

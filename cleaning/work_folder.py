@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from cleaning.files import UNFINISHED, write_lines
+from cleaning.files import UNFINISHED, prepare_folder_of, write_lines
 
 LOCK = "lock"  # in the folder: held by the process that works there
 
@@ -35,7 +35,8 @@ def work_folder(output, identity, fresh=False):
     mark, now = folder / "job.json", json.loads(json.dumps({"format": UNFINISHED, **identity}, default=str))
     if folder.is_dir() and not mark.is_file() and any(file.name != LOCK for file in folder.iterdir()):
         raise ValueError(f"{folder} is needed for the parts of {output}, but holds something else; rename it")
-    folder.mkdir(parents=True, exist_ok=True)
+    prepare_folder_of(output)
+    folder.mkdir(exist_ok=True)
     with alone_in(folder, output):
         if fresh:
             for file in folder.iterdir():

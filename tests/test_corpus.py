@@ -442,6 +442,15 @@ def test_a_validation_part_that_is_half_removed_does_not_stop_the_next_run(tmp_p
     assert {f.name for f in tmp_path.iterdir()} == {"a.jsonl", "p.bin", "p.json"}
 
 
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path, tokenizer_dir):
+    save(tmp_path / "a.jsonl", sentences(30))
+    (tmp_path / "file").write_bytes(b"")
+    for command, name in (("pretrain", "p.bin"), ("sft", "s.jsonl"), ("stats", "t.json")):
+        words = ["--input", str(tmp_path / "a.jsonl"), "--tokenizer", str(tokenizer_dir)]
+        with pytest.raises(OSError, match="cannot write to .*file.*; choose another --output"):
+            data_process.main([command, *words, "--output", str(tmp_path / "file" / "folder" / name)])
+
+
 def test_a_validation_part_that_was_not_made_here_is_left_alone(tmp_path, tokenizer_dir):
     save(tmp_path / "a.jsonl", sentences(30))
     (tmp_path / "p_val.bin").write_bytes(b"mine")
