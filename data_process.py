@@ -126,6 +126,7 @@ def corpus(cfg):
 
 
 def chats(cfg):
+    # without the limits of rules for documents, one of which has the name of a filter of chats: min_chinese
     limits = {name: value for name, value in vars(settings(RuleSettings, cfg)).items() if name not in ELSEWHERE}
     clean_chats(cfg.command, settings(ChatSettings, cfg), load_tokenizer, RuleSettings(**limits))
 

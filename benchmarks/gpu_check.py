@@ -35,7 +35,6 @@ from model.model import Transformer
 from trainer import args, parallel, sharded
 from trainer.checkpoint import save_json
 from trainer.config import TrainConfig
-from trainer.history import FOLDER
 from trainer.optim import make_optimizers
 from trainer.runtime import Runtime, choose_compile, choose_device, has_bf16, machine
 
@@ -136,8 +135,8 @@ def ranks(typed):
         told("gradients, FSDP2", apart([g.full_tensor() for g in gradients], wanted), 1e-6)
         for optimizer in optimizers:
             optimizer.step()
-        saved = sharded.save(Path(folder, "x.pth"), 1, shared, optimizers, {}, runtime)
-        parts, other = Path(folder, FOLDER, saved["shards"]["folder"]), copy.deepcopy(model)
+        parts, other = Path(folder, "parts"), copy.deepcopy(model)
+        saved = sharded.save(parts, shared, optimizers, {}, runtime)
         sharded.load(parts, other, make_optimizers(other, TrainConfig()), {}, saved["optimizers"])
         whole = parallel.whole(shared.state_dict())
         told("weights from FSDP's parts", apart([t.cpu() for t in other.state_dict().values()], [*whole.values()]), 0.0)

@@ -11,6 +11,8 @@ import ast
 import json
 import re
 
+from cleaning.exam_files import is_question
+
 # What other schemas call the roles; lower case.
 ROLES = {
     "system": "system",
@@ -192,8 +194,8 @@ SCHEMAS = (
 
 def schema_of(record):
     """The schema's name; Unusable when none fits, naming what is missing where one nearly does."""
-    if all(option in record for option in "ABCD"):
-        raise Unusable("exam question")  # its answer is a letter, and training on an exam spoils it
+    if is_question(record):
+        raise Unusable("exam question")
     if any(record.get(name) is not None for name in ("chosen", "rejected", "response_chosen")):
         raise Unusable("a preference pair, not a conversation")
     for name, fields in SCHEMAS:

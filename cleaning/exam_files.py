@@ -8,6 +8,11 @@ LETTERS = "ABCD"
 LONGEST_CELL = 1 << 27  # characters; the csv module's own limit is 131,072
 
 
+def is_question(record):
+    """Is this record, a dict, a question of an exam with its options? Training on one spoils the exam."""
+    return all(option in record for option in LETTERS)
+
+
 def read_cells(file):
     """[(line number, cells)] of a CSV file; ValueError names the byte that is no UTF-8, or the line that is no CSV."""
     try:

@@ -19,7 +19,7 @@ from cleaning.dry_run import dry_run
 from cleaning.files import code_digest, is_description, progress_meter, relative, room_for
 from cleaning.minhash import NearDuplicates
 from cleaning.pieces import encoder_of
-from cleaning.pretrain_settings import PretrainSettings, check_scorers, mixture_of, sources_of
+from cleaning.pretrain_settings import check_scorers, mixture_of, sources_of
 from cleaning.readers import Drops
 from cleaning.repeated_lines import RepeatedLines
 from cleaning.rules import RuleSettings, check_limits
@@ -29,7 +29,6 @@ from cleaning.work_folder import work_folder
 from cleaning.workers import count_workers
 
 LIBRARIES = ("numpy", "tokenizers", "tiktoken", "opencc", "rensa", "scikit-learn")  # what they do may differ
-NOTHING = PretrainSettings(input=["-"], output="-", tokenizer="-")  # what is asked for where no flag is typed
 NOT_RECORDED = ("input", "output", "tokenizer", "seed", "val_fraction", "num_workers", "fresh")  # or recorded otherwise
 
 
@@ -79,8 +78,8 @@ def run(cfg, load_tokenizer, limits=None):
     total = sum(size for size, _ in seen.values())
     workers, units = count_workers(cfg.num_workers, total), partial(units_with_progress, files, cfg.field, total)
     if cfg.dry_run:
-        others = ("repeated_lines", "near_duplicates", "quality", "min_quality", "mix_domains", "anneal", "max_repeats")
-        if asked := [f"--{name}" for name in others if getattr(cfg, name) != getattr(NOTHING, name)]:
+        others = ("repeated_lines", "near_duplicates", "quality", "min_quality", "mix_domains", "anneal")
+        if asked := [f"--{name}" for name in others if getattr(cfg, name)]:
             print(f"not looked at here, rules only: {' '.join(asked)}\n")
         dry_run(units("reading"), cfg.rules, limits, cfg.field, workers)
         return

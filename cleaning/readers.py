@@ -15,11 +15,13 @@ from pathlib import Path
 
 from cleaning.binfile import is_sidecar
 from cleaning.encodings import ignore, read_chunks, utf8_chunks
+from cleaning.exam_files import is_question
 from cleaning.files import is_description
 from cleaning.formats import read_csv, read_json_lines, read_json_values, read_paragraphs, read_parquet
 
 ENDINGS = (".jsonl", ".json", ".csv", ".txt", ".parquet")
 OWN_ENDINGS = (".bin", ".npz", ".npy", ".md", ".part", ".incomplete")  # of results and notes that lie among texts
+SHOWN_FILES = 50  # names of files that are lost in part
 READING_ERRORS = (EOFError, OSError, zlib.error)  # a gzip file that is cut short or damaged, a disk or link that fails
 # Where the words are in instruction and preference data; `role`, `from`, `id` and the like are labels, not words.
 # fmt: off
@@ -29,9 +31,6 @@ CHAT_KEYS = ("system", "history", "instruction", "prompt", "question", "query", 
 CHAT_MARKS = ("instruction", "output", "conversations", "messages", "q", "a", "prompt", "question", "chosen",
               "rejected")
 # fmt: on
-
-
-SHOWN_FILES = 50
 
 
 class Drops:
@@ -76,10 +75,9 @@ class Drops:
         width = max(map(len, self.counts))
         rows = [f"{count:>11,}  {reason:<{width}}  {self.first[reason]}" for reason, count in self.counts.most_common()]
         total = sum(self.counts.values())
-        lost = ["WARNING: files that could not be read to their end:", *(f"  {f}" for f in self.files)]
-        return "\n".join(
-            [f"dropped: {total:,} in all; by reason, with the first of each", *rows, *(lost if self.files else ())]
-        )
+        if self.files:
+            rows += ["WARNING: files that could not be read to their end:", *(f"  {file}" for file in self.files)]
+        return "\n".join([f"dropped: {total:,} in all; by reason, with the first of each", *rows])
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -208,8 +206,8 @@ def text_of(record, field=None):
     """The text of one record → (text, None) or (None, reason)."""
     name = field or next((k for k in ("text", "content") if k in record), None)
     if name is None:
-        if all(option in record for option in "ABCD"):
-            return None, "exam question"  # training on an exam spoils it
+        if is_question(record):
+            return None, "exam question"
         if not any(k in record for k in CHAT_MARKS):
             return None, "no text field"
         return "\n".join(chat_strings(record)), None

@@ -1,11 +1,15 @@
 """Where an unfinished run keeps what it has made, so that the same command goes on instead of starting anew."""
 
 import contextlib
-import importlib
 import json
 import shutil
 import sys
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from cleaning.files import UNFINISHED, prepare_folder_of, write_lines
 
@@ -67,10 +71,8 @@ def alone_in(folder, output):
     """A context for one process at a time; ValueError for a second one. Where the system has no flock, for any."""
     with open(folder / LOCK, "wb") as file:
         try:
-            fcntl = importlib.import_module("fcntl")
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
                 f"another process is making {output} at this moment; wait until it ends, or choose another --output"

@@ -76,3 +76,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def scorer(tmp_path_factory):
+    """A scorer that prefers texts about rivers to texts of digits."""
+    from cleaning.quality import QualitySettings, train
+    from tests.corpora import sentences
+    from tests.test_data_process import save
+
+    folder = tmp_path_factory.mktemp("scorer")
+    good, raw = sentences(150, 11), [f"{i * 7919} {i * 104729}: " + "0123 9876 " * 9 for i in range(150)]
+    save(folder / "good.jsonl", good)
+    save(folder / "raw.jsonl", raw)
+    train(QualitySettings(good=[str(folder / "good.jsonl")], raw=[str(folder / "raw.jsonl")], output=f"{folder}/q.npz"))
+    return folder

@@ -22,7 +22,7 @@ from cleaning.pretrain_settings import PretrainSettings
 from cleaning.scorer import Scorer, save_scorer
 from cleaning.shingles import jaccard, shingle_set
 from cluster import near, pretrain, steps
-from tests.test_corpus import sentences
+from tests.corpora import sentences
 from tests.test_data_process import run as run_here
 from tests.test_data_process import save, texts_of
 

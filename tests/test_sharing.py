@@ -230,7 +230,7 @@ def save_apart(folder):
     with parallel.joined(TrainConfig(device="cpu", dtype="float32", parallel="fsdp")) as runtime:
         model = parallel.share_out(Transformer(LMConfig(**SHAPE)), runtime)
         with pytest.raises(OSError, match="--out_dir must be one folder that all machines share"):
-            sharded.save(folder / str(runtime.rank) / "x.pth", 1, model, [], {}, runtime)
+            sharded.save(folder / str(runtime.rank) / "parts", model, [], {}, runtime)
 
 
 def test_machines_that_do_not_share_a_folder_are_told_at_the_first_save(tmp_path):

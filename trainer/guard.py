@@ -10,7 +10,6 @@ import math
 import statistics
 
 from trainer import parallel
-from trainer.history import finite
 
 WINDOW, ENOUGH = 100, 20  # losses that a leap is judged by, and how many are needed to judge
 SIGMAS, LEAP = 8.0, 0.5  # a leap is this many standard deviations, and at least this many nats, above the median
@@ -74,7 +73,7 @@ def get_past(run, trouble, first, last):
         raise FloatingPointError(f"{trouble}; {advice}")
     if returns > MOST_RETURNS:
         raise FloatingPointError(f"{trouble}: bad step {returns} of the run, so its settings are at fault; {advice}")
-    (harmed,) = parallel.summed([not finite(run.model.state_dict())], run.runtime)  # on any rank
+    (harmed,) = parallel.summed([not parallel.finite(run.model.state_dict())], run.runtime)  # on any rank
     back = bool(harmed or first < last or moved) and run.go_back(first)
     if harmed and not back:
         raise FloatingPointError(f"{trouble}. There is no saved state from before it, see --save_interval; {advice}")

@@ -6,17 +6,15 @@ out/kept/pretrain_512_resume_step900/   what a state with --sharded_state names,
 out/kept/pretrain_512_step1000.pth      weights, every --keep_every steps, with their .json
 """
 
-import hashlib
 import os
 import re
 import shutil
 
-import torch
-
+from trainer import sharded
 from trainer.checkpoint import load_file, resume_path
+from trainer.parallel import finite, from_main
 
 FOLDER = "kept"
-INDEX = ".metadata"  # torch.distributed.checkpoint writes it last, when all parts of a folder are there
 
 
 def older(path, age):
@@ -115,7 +113,8 @@ def newest_usable(path, device, say, up_to=None):
             say(f"damaged   {file} is not a whole checkpoint")
             passed.append(file)
             continue
-        if harm := harm_to_shards(path, state):
+        folder = shards_folder(path, state)
+        if harm := folder and sharded.harm_to(folder, state["shards"]):
             say(f"damaged   {file}, because {harm}")
             damage = damage or ValueError(f"{file} cannot be continued: {harm}, or delete the file to start over")
         elif up_to is None or (state["progress"]["step"] <= up_to and is_finite(state)):
@@ -124,11 +123,6 @@ def newest_usable(path, device, say, up_to=None):
     if damage and up_to is None:
         raise damage
     return None, None, passed
-
-
-def finite(weights):
-    """Whether every number of a state dict is one."""
-    return all(bool(torch.isfinite(w).all()) for w in weights.values())
 
 
 def is_finite(state):
@@ -141,25 +135,14 @@ def shards_folder(path, state):
     return path.parent / FOLDER / state["shards"]["folder"] if "shards" in state else None
 
 
-def harm_to_shards(path, state):
-    """What is wrong with the folder that a state names; None if all is there, or if it names none."""
-    folder = shards_folder(path, state)
-    if folder is None:
-        return None
-    if not folder.is_dir():
-        return f"{folder} is not there; copy it beside the file"
-    whole = state["shards"]["bytes"].items() <= sizes_in(folder).items()
-    return None if whole and index_digest(folder) == state["shards"]["index"] else f"{folder} is not whole"
-
-
-def sizes_in(folder):
-    """{name: bytes} of the files of a folder."""
-    return {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-
-
-def index_digest(folder):
-    """64 hex digits of the SHA-256 of the index of a folder of tensors."""
-    return hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
+def new_shards_folder(path, step, runtime):
+    """A folder for tensors that is not there yet, the same on every rank: a step may be saved twice."""
+    folder = path.parent / FOLDER / f"{path.stem}_resume_step{step}"
+    if runtime.is_main:
+        remove_unused_shards(path)  # what a save that was killed has left takes the room of this one
+        while folder.exists():
+            folder = folder.with_name(f"{folder.name}_")
+    return folder.with_name(from_main(folder.name, runtime))
 
 
 def remove_unused_shards(path):

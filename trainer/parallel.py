@@ -133,6 +133,12 @@ def load_optimizer_state(optimizer, saved):
     optimizer.load_state_dict({**saved, "state": parts})
 
 
+def finite(weights):
+    """Whether every number of a state dict is one, of those that this rank holds."""
+    own = (w.to_local() if isinstance(w, DTensor) else w for w in weights.values())
+    return all(bool(torch.isfinite(w).all()) for w in own)
+
+
 def summed(values, runtime):
     """Adds up a list of numbers over all ranks; on the host (gloo), so the GPU is not waited for."""
     if runtime.world == 1:
@@ -140,6 +146,14 @@ def summed(values, runtime):
     total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
     return total.tolist()
+
+
+def from_main(value, runtime):
+    """The main rank's value, on every rank."""
+    told = [value]
+    if runtime.world > 1:
+        dist.broadcast_object_list(told, src=0, group=runtime.patient)
+    return told[0]
 
 
 def smallest(value, runtime):

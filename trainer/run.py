@@ -119,8 +119,8 @@ class Run:
         if self.average:
             state["average"] = parallel.whole(mean, keep)
         if self.cfg.sharded_state:
-            step = self.progress.step
-            state |= sharded.save(self.path, step, self.model, self.optimizers, mean, self.runtime)
+            folder = history.new_shards_folder(self.path, self.progress.step, self.runtime)
+            state |= sharded.save(folder, self.model, self.optimizers, mean, self.runtime)
         else:
             state["optimizers"] = parallel.whole([o.state_dict() for o in self.optimizers], keep)
         failure = None

@@ -7,21 +7,19 @@ For states that one host should not gather: no rank sees another's optimizer sta
 small file, which names it, makes it count.
 """
 
+import hashlib
 import pickle
 import shutil
 import warnings
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor
 
-from trainer import history
-from trainer.history import FOLDER
-from trainer.parallel import load_optimizer_state, smallest
+from trainer.parallel import finite, load_optimizer_state, smallest
 
+INDEX = ".metadata"  # DCP writes it last, when all parts of a folder are there
 # DCP's index is a pickle, which can name any function; only what an index of tensors consists of may be made from it.
 PARTS = {
     "torch.distributed.checkpoint.metadata": {
@@ -34,34 +32,35 @@ PARTS = {
 }
 
 
-def tensors_of(model, optimizers, mean):
-    """{name: tensor} of everything that is shared out; the tied output layer once."""
+def weights_of(model, mean):
+    """{name: tensor} of a model and its mean, the tensors themselves; the tied output layer once."""
     weights = {f"model.{name}": t for name, t in model.state_dict().items() if name != "output.weight"}
-    moments = {
+    return weights | {f"mean.{name}": t for name, t in mean.items()}
+
+
+def moments_of(optimizers):
+    """{name: tensor} of what the optimizers keep of each parameter."""
+    return {
         f"optimizer{number}.{parameter}.{key}": value
         for number, optimizer in enumerate(optimizers)
         for parameter, kept in optimizer.state_dict()["state"].items()
         for key, value in kept.items()
     }
-    return weights | moments | {f"mean.{name}": t for name, t in mean.items()}
 
 
-def save(path, step, model, optimizers, mean, runtime):
+def save(folder, model, optimizers, mean, runtime):
     """Writes every rank's part; all ranks call it.
 
     Args:
-        path: of the checkpoint; step: how many steps are behind it; mean: {name: tensor}, {} without --ema.
+        folder: where to, not there yet; mean: {name: tensor}, {} without --ema.
     Returns:
         what belongs into the state's small file.
     Raises:
         OSError: on every rank, if any could not write.
     """
-    folder = path.parent / FOLDER / new_name(path, step, runtime)
-    tensors = tensors_of(model, optimizers, mean)
-    own = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in model.state_dict().items()}
-    finite = smallest(float(history.finite(own)), runtime)
+    sound = smallest(float(finite(model.state_dict())), runtime)
     try:
-        dcp.save(tensors, checkpoint_id=str(folder))
+        dcp.save(weights_of(model, mean) | moments_of(optimizers), checkpoint_id=str(folder))
     except CheckpointException as error:
         if runtime.is_main:
             shutil.rmtree(folder, ignore_errors=True)
@@ -74,13 +73,13 @@ def save(path, step, model, optimizers, mean, runtime):
         ) from error
     return {
         "optimizers": [{**o.state_dict(), "state": {}} for o in optimizers],
-        "shards": {"folder": folder.name, "finite": bool(finite), **contents(folder, runtime)},
+        "shards": {"folder": folder.name, "finite": bool(sound), **contents(folder, runtime)},
     }
 
 
 def contents(folder, runtime):
     """On the main rank the sizes of the files and a hash of the index; OSError on all if it does not see every part."""
-    found = {"bytes": history.sizes_in(folder), "index": history.index_digest(folder)} if runtime.is_main else {}
+    found = {"bytes": sizes_in(folder), "index": index_digest(folder)} if runtime.is_main else {}
     complete = not runtime.is_main or parts_in(folder) <= found["bytes"].keys()
     if not smallest(float(complete), runtime):
         raise OSError(f"{folder} has not every rank's part: --out_dir must be one folder that all machines share")
@@ -92,15 +91,22 @@ def parts_in(folder):
     return {info.relative_path for info in Reader(folder).read_metadata().storage_data.values()}
 
 
-def new_name(path, step, runtime):
-    """A name for the folder that is not taken, the same on every rank: a step may be saved twice."""
-    name = [f"{path.stem}_resume_step{step}"]
-    if runtime.is_main:
-        history.remove_unused_shards(path)  # what a save that was killed has left takes the room of this one
-        while (path.parent / FOLDER / name[0]).exists():
-            name[0] += "_"
-    dist.broadcast_object_list(name, src=0, group=runtime.patient)
-    return name[0]
+def sizes_in(folder):
+    """{name: bytes} of the files of a folder."""
+    return {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+
+
+def index_digest(folder):
+    """64 hex digits of the SHA-256 of the index of a folder."""
+    return hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
+
+
+def harm_to(folder, shards):
+    """What is wrong with a folder of which a state says `shards`; None if all is there."""
+    if not folder.is_dir():
+        return f"{folder} is not there; copy it beside the file"
+    whole = shards["bytes"].items() <= sizes_in(folder).items() and index_digest(folder) == shards["index"]
+    return None if whole else f"{folder} is not whole"
 
 
 class Reader(dcp.FileSystemReader):
@@ -108,7 +114,7 @@ class Reader(dcp.FileSystemReader):
 
     def read_metadata(self, *_, **__):
         try:
-            with open(self.path / history.INDEX, "rb") as file:
+            with open(self.path / INDEX, "rb") as file:
                 index = Unpickler(file).load()
             others = [n for n, about in index.state_dict_metadata.items() if type(about) is not TensorStorageMetadata]
         except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError, LookupError) as error:
@@ -139,8 +145,7 @@ def load(folder, model, optimizers, mean, saved):
         ValueError: the folder does not fit or is damaged; OSError: it cannot be read.
     """
     reader = Reader(folder)
-    weights = {f"model.{name}": t for name, t in model.state_dict().items() if name != "output.weight"}
-    wanted = weights | {f"mean.{name}": t for name, t in mean.items()}
+    wanted = weights_of(model, mean)
     states = [{} for _ in optimizers]
     for name, about in reader.read_metadata().state_dict_metadata.items():
         if name.startswith("optimizer"):
