@@ -15,7 +15,8 @@ def rank_main(rank, body, port, world, arguments):
 
 def on_ranks(world, body, *arguments):
     """Runs body(*arguments) in processes that find each other; an error of any is raised here."""
-    given = (body, warm.free_port(), world, arguments)
+    store = warm.meeting_place()
+    given = (body, store.port, world, arguments)
     mp.start_processes(rank_main, given, nprocs=world, start_method=warm.context.get_start_method())
 
 

@@ -60,23 +60,35 @@ def make_models(folder):
     os.utime(path, (time.time() + 5,) * 2)  # the newest: the page begins with it
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def started(folder, port):
+    """The process that serves the page at a port, and the page's address."""
+    settings = {"port": port, "address": "127.0.0.1", "headless": "true", "fileWatcherType": "none"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    flags = [f"--server.{name}={value}" for name, value in settings.items()]
+    words = ["-m", "streamlit", "run", "web_demo.py", *flags, "--", "--out_dir", str(folder), "--device", "cpu"]
+    with (folder / "log").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=log, stderr=log, env=env)
+    return process, f"http://127.0.0.1:{port}"
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """The address of the page, served as the README says."""
     folder = tmp_path_factory.mktemp("models")
     make_models(folder)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    settings = {"port": port, "address": "127.0.0.1", "headless": "true", "fileWatcherType": "none"}
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    flags = [f"--server.{name}={value}" for name, value in settings.items()]
-    words = ["-m", "streamlit", "run", "web_demo.py", *flags, "--", "--out_dir", str(folder), "--device", "cpu"]
-    with (folder / "log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=log, stderr=log, env=env)
-    url, patience = f"http://127.0.0.1:{port}", time.monotonic() + 60
-    while not answers(url + "/_stcore/health"):
-        assert process.poll() is None and time.monotonic() < patience, (folder / "log").read_text(encoding="utf-8")
-        time.sleep(0.1)
+    for process, url in (started(folder, free_port()) for _ in range(5)):  # a port may be taken before it is used
+        patience = time.monotonic() + 60
+        while process.poll() is None and not answers(url + "/_stcore/health"):
+            assert time.monotonic() < patience, (folder / "log").read_text(encoding="utf-8")
+            time.sleep(0.1)
+        if process.poll() is None:
+            break
+    assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")
     yield url
     process.terminate()
     process.wait(20)

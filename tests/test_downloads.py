@@ -53,11 +53,12 @@ def record(tmp_path, name="data"):
     return json.loads((tmp_path / "d" / name / "SOURCE.json").read_text(encoding="utf-8"))
 
 
-def closed_port():
-    """An address where nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
+@pytest.fixture
+def nobody():
+    """An address where nobody listens, kept so that nobody else begins to."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{silent.getsockname()[1]}"
 
 
 # --- fetching ---------------------------------------------------------------------------------------------------------
@@ -212,12 +213,12 @@ def test_a_revision_or_a_file_that_is_not_there_is_named(hub, tmp_path):
 
 
 @pytest.mark.parametrize("source", HUBS)
-def test_without_a_network_a_mirror_and_the_other_hub_are_named(hub, tmp_path, source, capsys):
+def test_without_a_network_a_mirror_and_the_other_hub_are_named(hub, nobody, tmp_path, source, capsys):
     other = "modelscope" if source == "huggingface" else "huggingface"
     mirror = "try a mirror, --endpoint https://hf-mirror.com" if source == "huggingface" else "try later"
     expected = f"no connection to .*refused.*; check the network, {mirror}, or --source {other}$"
     with pytest.raises(OSError, match=expected) as raised:
-        download(settings(hub, tmp_path, source, endpoint=closed_port(), repo=None, names=["minimind-dpo"]))
+        download(settings(hub, tmp_path, source, endpoint=nobody, repo=None, names=["minimind-dpo"]))
     assert "\n" not in str(raised.value) and "Traceback" not in capsys.readouterr().err
 
 
@@ -236,11 +237,11 @@ def test_when_the_network_ends_between_list_and_file_the_file_can_be_fetched_by_
     assert f"fetch {link} by hand, put it at {tmp_path / 'd/data/a.jsonl'}" in str(raised.value)
 
 
-def test_the_other_hub_is_tried_by_itself(tmp_path, monkeypatch, capsys):
+def test_the_other_hub_is_tried_by_itself(nobody, tmp_path, monkeypatch, capsys):
     files = {"dpo.jsonl": b'{"chosen": 1}\n'}
     with serving(Hub("gongjy/minimind_dataset", files)) as hub:
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.address)
-        nowhere = {"endpoint": closed_port(), "output_dir": str(tmp_path / "d"), "yes": True}
+        nowhere = {"endpoint": nobody, "output_dir": str(tmp_path / "d"), "yes": True}
         download(DownloadSettings(names=["minimind-dpo"], **nowhere))
     said = capsys.readouterr().out
     assert "trying modelscope" in said and record(tmp_path, "minimind-dpo")["hub"] == "modelscope"

@@ -13,7 +13,7 @@ from model.LMConfig import LMConfig
 from model.model import Transformer
 from tests.ranks import on_ranks
 from tests.test_training import MUON_ROUNDS, SHAPE, ByteVocabulary, Rows, difference, share_of_the_way
-from tests.warm import free_port
+from tests.warm import meeting_place
 from trainer import loop, parallel, sharded
 from trainer.checkpoint import load_file, load_model
 from trainer.config import TrainConfig
@@ -98,7 +98,8 @@ RUNS = [  # name, shape, settings, what happens to it
 def two_ranks(tmp_path_factory):
     """A folder with what two ranks left behind of each run."""
     folder = tmp_path_factory.mktemp("two")
-    on_ranks(2, all_runs, folder, [free_port() for _ in RUNS])
+    stores = [meeting_place() for _ in RUNS]
+    on_ranks(2, all_runs, folder, [store.port for store in stores])
     return folder
 
 

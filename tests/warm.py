@@ -4,11 +4,9 @@ A fresh interpreter takes two to five seconds of processor time before its first
 show (a script's own imports, what a launcher starts, a second interpreter's memory) has to be started afresh.
 """
 
-import contextlib
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -25,16 +23,20 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(SLOW + TESTS)
 
 
-def free_port():
-    with contextlib.closing(socket.socket()) as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def meeting_place():
+    """A store where the ranks of one run find each other for as long as it is kept; the system chose its port.
+
+    A port that is only chosen here, for rank 0 to listen at later, may be somebody else's by then.
+    """
+    from torch.distributed import TCPStore
+
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 def rank_env(rank, world, port):
-    """What a launcher tells a rank of a run on this machine."""
+    """What a launcher that keeps the store at `port` tells a rank of a run on this machine."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {name: str(value) for name, value in names.items()}
+    return {name: str(value) for name, value in (names | {"TORCHELASTIC_USE_AGENT_STORE": True}).items()}
 
 
 def begin():
@@ -69,8 +71,8 @@ def be_python(words, said, env):
 
 def python(*words, world=1):
     """Runs `python words…` in as many ranks as `world`; returns [(exit code, what was said)]."""
-    port = free_port()
-    envs = [FRESH | (rank_env(rank, world, port) if world > 1 else {}) for rank in range(world)]
+    store = meeting_place() if world > 1 else None
+    envs = [FRESH | (rank_env(rank, world, store.port) if store else {}) for rank in range(world)]
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, str(rank)) for rank in range(world)]
         words = [str(word) for word in words]
