@@ -30,6 +30,7 @@ Next: python 1-pretrain.py --data_path dataset/pretrain.bin
 """
 
 import argparse
+from pathlib import Path
 
 from cleaning.chat_files import ChatSettings, record_at
 from cleaning.chat_files import run as clean_chats
@@ -45,6 +46,7 @@ from model.bin_data import bin_files, tokenizer_for
 from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from trainer import args
 
+INPUTS = "files and folders: .jsonl, .json, .csv, .txt (a text ends at a blank line), .parquet, plain or .gz"
 COMMANDS = {
     "demo": "write a small corpus for every stage",
     "download": "fetch public sets by name",
@@ -73,7 +75,7 @@ def parse(argv):
     folder = "folder to write (default: %(default)s)"
     args.add_flag(known["demo"], "output_dir", default="dataset/demo/generated", help=folder)
     for name, ending, others in (("pretrain", "bin", ()), ("sft", "jsonl", ELSEWHERE), ("dpo", "jsonl", ELSEWHERE)):
-        args.add_flag(known[name], "input", nargs="+", default=[], metavar="PATH", help="files and folders")
+        args.add_flag(known[name], "input", nargs="+", default=[], metavar="PATH", help=INPUTS)
         args.add_flag(known[name], "output", required=True, metavar="FILE", help=f"for example dataset/{name}.{ending}")
         own = {"default": str(DEFAULT_TOKENIZER), "metavar": "DIR", "help": "default: %(default)s"}
         args.add_flag(known[name], "tokenizer", **own)
@@ -81,7 +83,7 @@ def parse(argv):
     for name, cls in FLAGS.items():
         args.add_fields(known[name], cls)
     inspect = known["inspect"]
-    inspect.add_argument("file", help="chats, preferences or a .bin")
+    inspect.add_argument("file", help="chats, preferences, a .bin, or a folder of .bin shards")
     inspect.add_argument("number", nargs="?", type=int, default=0, help="which record, counted from 0 (default: 0)")
     args.add_flag(inspect, "tokenizer", metavar="DIR", help="default: the one that a .bin names, or the project's own")
     for name in ("demo", "pretrain", "sft", "dpo", "inspect"):
@@ -112,10 +114,9 @@ def clean_file(kind, path, output):
 def inspect(cfg):
     from evaluation.inspection import document_of, show, sides_of
 
-    if cfg.file.endswith(".bin"):
-        file = bin_files(cfg.file)[0]
-        tokenizer = tokenizer_for(file, cfg.tokenizer)
-        show(document_of(file, cfg.number, tokenizer), tokenizer)
+    if cfg.file.endswith(".bin") or any(Path(cfg.file).glob("*.bin")):
+        tokenizer = tokenizer_for(bin_files(cfg.file)[0], cfg.tokenizer)
+        show(document_of(cfg.file, cfg.number, tokenizer), tokenizer)
     else:
         tokenizer = load_tokenizer(cfg.tokenizer)
         show(sides_of(record_at(expand_inputs(cfg.file)[0], cfg.number), tokenizer), tokenizer)

@@ -200,6 +200,8 @@ def run(kind, cfg, load_tokenizer, limits=None):
     weighted = [([path], weight) for path, weight in parse_weights(cfg.mix, "--mix")]
     sources = weighted or [(cfg.input, None)]
     files = [p for paths, _ in sources for p in expand_inputs(paths)]
+    if cfg.mix and len({os.path.realpath(p) for p in files}) < len(files):
+        raise ValueError("--mix names a file twice; each file belongs to one entry")
     if os.path.realpath(cfg.output) in {os.path.realpath(p) for p in files}:
         raise ValueError(f"--output {cfg.output} is one of the inputs; choose another name")
     tokenizer = load_tokenizer(cfg.tokenizer)

@@ -8,6 +8,8 @@ found everywhere.
 import functools
 from pathlib import Path
 
+import numpy as np
+
 from cleaning.exam_files import columns_of, read_cells
 from cleaning.grams import finders, normalised, runs_of
 
@@ -44,6 +46,17 @@ def grams_of_exams(folders, n):
     if not grams:
         raise ValueError(f"no question in {', '.join(folders)} has {n} characters; lower exam_run")
     return grams
+
+
+def shared_with_questions(text, grams):
+    """The passages that a text shares with questions, without what is not compared: list of str."""
+    plain = normalised(text)
+    shared = np.zeros(len(plain) + 2, bool)  # False before the first character and behind the last
+    for each in grams:
+        for at, _ in each.find(plain):
+            shared[at + 1 : at + 1 + each.n] = True
+    starts, ends = np.flatnonzero(shared[1:] != shared[:-1]).reshape(-1, 2).T
+    return [plain[start:end] for start, end in zip(starts, ends)]
 
 
 def without_questions(text, grams):

@@ -9,12 +9,15 @@ from collections import Counter
 from functools import partial
 
 from cleaning.cleaner import key_of
+from cleaning.decontaminate import grams_of_exams, shared_with_questions
+from cleaning.filters import blocked_in
 from cleaning.readers import Drops
 from cleaning.rules import rules_for
 from cleaning.workers import in_order
 
 SHOWN = 10
 AROUND = 30  # characters shown before and behind a change
+FEW = 3  # words or passages shown that a text was dropped for
 
 
 class Tried:
@@ -60,6 +63,17 @@ def difference(before, after):
     return f"…{shown(before[start : at + AROUND])}… → …{shown(after[start : at + AROUND])}…"
 
 
+def found_in(text, rule, limits):
+    """What a text that was dropped has of what a rule looks for, as ' (…)'; nothing of a rule that judges the whole."""
+    found = []
+    if rule == "exam":
+        found = shared_with_questions(text, grams_of_exams(tuple(limits.exams), limits.exam_run))
+    elif rule == "blocklist":
+        found = list(dict.fromkeys(blocked_in(text, limits.blocklist)))
+    more = f", {len(found) - FEW} more" if len(found) > FEW else ""
+    return f" ({', '.join(map(shown, found[:FEW]))}{more})" if found else ""
+
+
 def try_rules(names, limits, field, unit):
     """A Unit → Tried."""
     tried, rules = Tried(), rules_for(names, limits)
@@ -69,7 +83,8 @@ def try_rules(names, limits, field, unit):
         for rule in rules:
             new, reason = rule.apply(text)
             if reason:
-                tried.note(rule.name, "dropped", key, f"{place}{reason}: {shown(text[:80])}")
+                why = reason + found_in(text, rule.name, limits)
+                tried.note(rule.name, "dropped", key, f"{place}{why}: {shown(text[:80])}")
                 break
             if new != text:
                 tried.note(rule.name, "changed", key, place + difference(text, new))

@@ -7,6 +7,7 @@ import functools
 import re
 import sys
 import unicodedata
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -199,14 +200,19 @@ def blocked_words(path):
     return by_start, table
 
 
-def not_blocked(text, path, limit):
-    """Fewer than `limit` occurrences of blocked words. Words of Latin letters count as whole words only."""
-    (by_start, table), lowered, hits = blocked_words(path), text.lower(), 0
+def blocked_in(text, path):
+    """Yields every occurrence of a blocked word. Words of Latin letters count as whole words only."""
+    (by_start, table), lowered = blocked_words(path), text.lower()
     for at in np.flatnonzero(table[pairs_of(lowered)]).tolist():
         for word in by_start.get(lowered[at : at + 2], ()):
             if lowered.startswith(word, at):
                 around = lowered[max(0, at - 1) : at] + lowered[at + len(word) : at + len(word) + 1]
-                hits += not (word.isascii() and any(c.isascii() and c.isalnum() for c in around))
-        if hits >= limit:
-            return None, "blocked words"
+                if not (word.isascii() and any(c.isascii() and c.isalnum() for c in around)):
+                    yield word
+
+
+def not_blocked(text, path, limit):
+    """Fewer than `limit` occurrences of blocked words."""
+    if any(True for _ in islice(blocked_in(text, path), limit - 1, None)):
+        return None, "blocked words"
     return text, None

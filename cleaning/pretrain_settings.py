@@ -55,6 +55,11 @@ class PretrainSettings:
             raise ValueError(f"--min_quality {self.min_quality} is not a score; give 0 to 1")
         if self.domains and not self.mix_domains:
             raise ValueError("--domains has no effect without --mix_domains; leave it out, or say what to mix")
+        if self.quality and not (self.near_duplicates or self.min_quality or self.anneal or self.order == "quality"):
+            raise ValueError(
+                "--quality has no effect without --min_quality, --near_duplicates, --anneal or --order quality; "
+                "leave it out, or say what the scores are for"
+            )
         if self.max_repeats < 1:
             raise ValueError(f"--max_repeats {self.max_repeats}: a text is used at least once; give 1 or more")
         if (self.anneal or self.min_quality or self.order == "quality") and not self.quality:

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from model.bin_data import find_documents, open_ids
+from model.bin_data import bin_files, find_documents, open_ids
 from model.labels import IGNORE
 
 SCORED, CONTROL, OTHER, END = "\033[32m", "\033[35m", "\033[90m", "\033[0m"  # green, magenta, grey
@@ -29,13 +29,21 @@ def sides_of(record, tokenizer):
 
 
 def document_of(path, number, tokenizer):
-    """Document `number` of a .bin → [(title, ids, labels)]; ValueError if there is none."""
-    ids = open_ids(path)
-    starts, lengths = find_documents(ids, tokenizer.bos_id, tokenizer.vocab_size, path)
-    if not 0 <= number < len(starts):
-        raise ValueError(f"{path} has {len(starts)} documents, numbered from 0; there is no {number}")
-    own = np.asarray(ids[starts[number] : starts[number] + lengths[number]], dtype=np.int64)
-    return [("document", own, np.where(np.arange(len(own)) > 0, own, IGNORE))]
+    """Document `number` of a .bin, or of a folder of shards in name order → [(title, ids, labels)].
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    before = 0
+    for file in bin_files(path):
+        ids = open_ids(file)
+        starts, lengths = find_documents(ids, tokenizer.bos_id, tokenizer.vocab_size, file)
+        at = number - before
+        if 0 <= at < len(starts):
+            own = np.asarray(ids[starts[at] : starts[at] + lengths[at]], dtype=np.int64)
+            return [("document", own, np.where(np.arange(len(own)) > 0, own, IGNORE))]
+        before += len(starts)
+    raise ValueError(f"{path} has {before} documents, numbered from 0; there is no {number}")
 
 
 def whole_text(tokenizer, ids):

@@ -214,6 +214,15 @@ def read_all(out_dir, data_paths=()):
     cache = found.out_dir / "cache"
     read_bins(found, [found.out_dir, *([cache] if cache.is_dir() else []), *recorded, *map(Path, data_paths)])
     read_statistics(found, [found.out_dir, *map(Path, data_paths)])
+    for path in map(Path, data_paths):
+        own = Found(found.out_dir)
+        read_bins(own, [path])
+        read_statistics(own, [path])
+        if not (own.bins or own.figures or own.statistics):
+            found.problems.append(
+                f"{path} has no figures to show; make some: python data_process.py stats --input {path} "
+                f"--output {found.out_dir / 'stats.json'}"
+            )
     read_tokenizers(found)
     for name, kept in (("summary.json", found.exams), ("comparison.json", found.comparisons)):
         for file in sorted(found.out_dir.rglob(name)):

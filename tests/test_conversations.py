@@ -358,6 +358,13 @@ def test_a_mix_has_its_ratio_repeats_nothing_and_is_the_same_for_a_seed(tmp_path
     assert share_out([10, 10], [1, 3]) == [3, 10]
 
 
+def test_a_mix_that_names_a_file_twice_is_refused(tmp_path):
+    file, output = write(tmp_path / "zh.jsonl", numbered(3)), tmp_path / "out.jsonl"
+    with pytest.raises(ValueError, match="--mix names a file twice"):
+        data_process.main(["sft", "--mix", f"{file}:1", f"{tmp_path}/./zh.jsonl:2", "--output", str(output)])
+    assert not output.exists()
+
+
 @pytest.mark.parametrize("entry", ["zh.jsonl", "zh.jsonl:x", "zh.jsonl:0", "zh.jsonl:-1", "zh.jsonl:nan"])
 def test_a_weight_that_is_none_is_refused(entry):
     with pytest.raises(ValueError, match="PATH:WEIGHT"):

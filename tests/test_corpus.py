@@ -214,6 +214,21 @@ def test_a_dry_run_shows_ten_texts_a_rule_and_writes_nothing(tmp_path, tokenizer
     assert len(examples) == 10 and len(set(examples)) == 10
 
 
+def test_a_dry_run_shows_what_was_looked_for_and_found(tmp_path, tokenizer_dir, capsys):
+    (tmp_path / "exam/val").mkdir(parents=True)
+    question = "0,四大发明是指南针、造纸术、火药和印刷术,甲,乙,丙,丁,A\n"
+    (tmp_path / "exam/val/a_val.csv").write_text(f"id,question,A,B,C,D,answer\n{question}", encoding="utf-8")
+    (tmp_path / "words").write_text("赌场\ncasino\n甲乙\n丙丁\n", encoding="utf-8")
+    texts = ["古人说，四大发明是：指南针、造纸术、火药和纸币", "去赌场，Casino，又去赌场", "甲乙丙丁，赌场 casino"]
+    save(tmp_path / "a.jsonl", texts)
+    flags = ["--rules", "exam", "blocklist", "--exams", tmp_path / "exam", "--blocklist", tmp_path / "words"]
+    run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", *flags, "--dry_run")
+    said = capsys.readouterr().out
+    assert f"a.jsonl:1: contains an exam question (四大发明是指南针造纸术火药和): {texts[0]}" in said
+    assert f"a.jsonl:2: blocked words (赌场, casino): {texts[1]}" in said
+    assert f"a.jsonl:3: blocked words (甲乙, 丙丁, 赌场, 1 more): {texts[2]}" in said
+
+
 def test_a_validation_part_that_is_half_removed_does_not_stop_the_next_run(tmp_path, tokenizer_dir, monkeypatch):
     save(tmp_path / "a.jsonl", sentences(60))
     run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", "--val_fraction", 0.3)
@@ -330,7 +345,8 @@ def test_a_million_spaces_are_encoded_as_the_tokenizer_does(tokenizer_dir):
         (["--near_duplicates", "0.1"], "it must be from 0.2 to 1"),
         (["--repeated_lines", "1"], "at least 2, or 0"),
         (["--num_workers", "-1"], "--num_workers -1"),
-        (["--quality", "nowhere.npz"], "nowhere.npz"),
+        (["--quality", "nowhere.npz", "--near_duplicates", "0.8"], "nowhere.npz"),
+        (["--quality", "nowhere.npz"], "--quality has no effect without"),
     ],
 )
 def test_wrong_settings_are_told_before_anything_is_written(tmp_path, tokenizer_dir, flags, words):

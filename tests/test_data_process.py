@@ -144,6 +144,22 @@ def test_inspect_reads_a_bin_with_the_tokenizer_it_was_made_with(tmp_path, corpu
         data_process.main(["inspect", str(tmp_path / "p.bin"), "--tokenizer", "model/minimind_tokenizer"])
 
 
+def test_inspect_counts_through_the_shards_of_a_folder(tmp_path, corpus, tokenizer_dir, capsys):
+    for output, flags in ((tmp_path / "p.bin", []), (tmp_path / "shards", ["--shard_tokens", 40])):
+        run(tokenizer_dir, corpus, output, "--val_fraction", 0, *flags)
+    assert len(list((tmp_path / "shards").glob("*.bin"))) > 2
+    count = len(documents(tmp_path / "p.bin", tokenizer_dir))
+    said = []
+    for file in ("p.bin", "shards"):
+        capsys.readouterr()
+        for number in range(count):
+            data_process.main(["inspect", str(tmp_path / file), str(number)])
+        said.append(capsys.readouterr().out)
+        with pytest.raises(ValueError, match=f"has {count} documents, numbered from 0; there is no {count}"):
+            data_process.main(["inspect", str(tmp_path / file), str(count)])
+    assert said[0] == said[1]
+
+
 # --- what a person can get wrong --------------------------------------------------------------------------------------
 
 

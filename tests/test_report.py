@@ -329,6 +329,14 @@ def test_broken_files_are_named_and_cost_nothing_else(out, capsys):
     assert not re.search(r'd="[^"]*(nan|inf)', text)
 
 
+def test_data_without_figures_are_named_and_how_to_get_some(out, tmp_path):
+    raw = tmp_path / "raw.jsonl"
+    write(raw, {"text": "春"})
+    found = read_all(out, [raw, out])
+    [problem] = [p for p in found.problems if "no figures to show" in p]
+    assert f"{raw} has no figures" in problem and f"stats --input {raw} --output {out / 'stats.json'}" in problem
+
+
 def test_any_value_anywhere_may_be_anything(out):
     rng = random.Random(0)
     strange = [None, ATTACK, [], {}, True, -1, math.inf, math.nan, 10**400, "\ud800\x00", [1, "a"], {"a": [1]}, 5e-324]
