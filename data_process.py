@@ -30,7 +30,6 @@ Next: python 1-pretrain.py --data_path dataset/pretrain.bin
 """
 
 import argparse
-from pathlib import Path
 
 from cleaning.chat_files import ChatSettings, record_at
 from cleaning.chat_files import run as clean_chats
@@ -42,7 +41,7 @@ from cleaning.quality import QualitySettings, train
 from cleaning.readers import expand_inputs
 from cleaning.rules import RuleSettings
 from cleaning.stats import StatsSettings, stats
-from model.bin_data import bin_files, tokenizer_for
+from model.bin_data import bin_files, holds_ids, tokenizer_for
 from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from trainer import args
 
@@ -114,7 +113,7 @@ def clean_file(kind, path, output):
 def inspect(cfg):
     from evaluation.inspection import document_of, show, sides_of
 
-    if cfg.file.endswith(".bin") or any(Path(cfg.file).glob("*.bin")):
+    if holds_ids(cfg.file):
         tokenizer = tokenizer_for(bin_files(cfg.file)[0], cfg.tokenizer)
         show(document_of(cfg.file, cfg.number, tokenizer), tokenizer)
     else:

@@ -28,6 +28,11 @@ def bin_files(path):
     return [path]
 
 
+def holds_ids(path):
+    """Whether `path` names a .bin, or is a folder with one."""
+    return Path(path).suffix == ".bin" or any(Path(path).glob("*.bin"))
+
+
 def read_sidecar(file):
     """What the .json beside a .bin says; {} for a .bin without one (MiniMind's own)."""
     sidecar = file.with_suffix(".json")
