@@ -19,7 +19,7 @@ import torch
 
 import data_process
 from cleaning.binfile import val_path_of
-from model.bin_data import tokenizer_of
+from model.bin_data import holds_ids, tokenizer_of
 from model.chat import load_tokenizer
 from model.dataset import Mixed, PretrainDataset, split_rows
 from model.files import code_digest, digest_of, input_digest
@@ -50,7 +50,7 @@ def parse(argv):
 def packed(cfg, tokenizer, runtime):
     """The .bin (or folder of them) to train on; raw text is first turned into one, in out_dir/cache."""
     path = Path(cfg.data_path)
-    if path.suffix == ".bin" or (path.is_dir() and any(path.glob("*.bin"))) or not path.exists():
+    if holds_ids(path) or not path.exists():
         return path
     made_from = digest_of([input_digest(path), code_digest(Path(__file__).parent / "cleaning")])
     name = f"{path.stem}_{tokenizer.hash}_{made_from}_{cfg.val_fraction}_{cfg.seed}.bin"

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.plain_recipe import PlainRecipe, PlainTransformer, load_rows, write_bin
-from model.bin_data import tokenizer_of
+from model.bin_data import holds_ids, tokenizer_of
 from model.chat import load_tokenizer
 from model.LMConfig import PRESETS, config_for
 from model.model import Transformer
@@ -280,7 +280,7 @@ def main(argv=None):
     device, first = choose_device(typed.device), Path(typed.data_path[0])
     torch.set_num_threads(typed.threads or torch.get_num_threads())
     cpu_time = typed.threads == 1 and device.type == "cpu"
-    is_bin = first.suffix == ".bin" or (first.is_dir() and any(first.glob("*.bin")))
+    is_bin = holds_ids(first)
     if is_bin and len(typed.data_path) > 1:
         raise ValueError(f"--data_path names {len(typed.data_path)} paths; of .bin files name one, or their folder")
     tokenizer = load_tokenizer(typed.tokenizer or (tokenizer_of(first) if is_bin else None))
