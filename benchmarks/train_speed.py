@@ -56,6 +56,7 @@ class Variant:
     compiled: bool = False
     packed: bool = False  # rows from model/packing.py; False: one padded document a row
     fused: bool = False
+    recomputed: bool = False  # --recompute: a layer's input is kept, and the rest computed again for the gradient
     missing: str = ""  # why it cannot run on this machine
     seconds: list = dataclasses.field(default_factory=list)  # per step, one median a round
     loss_error: float = 0.0  # nats per scored token: first loss minus the plain fp32 one, same weights and batch
@@ -74,6 +75,7 @@ def variants_for(device):
         Variant("plain + fused AdamW", False, plain, fused=True),
         Variant("this model", True, fp32, fused=True),
         Variant("this model, packed", True, fp32, packed=True, fused=True),
+        Variant("this model, packed, recomputed", True, fp32, packed=True, fused=True, recomputed=True),
         Variant("this model, packed, compiled", True, fp32, compiled=True, packed=True, fused=True),
         Variant("this model, packed, bf16", True, half, packed=True, fused=True),
         Variant("this model, packed, compiled, bf16", True, half, compiled=True, packed=True, fused=True),
@@ -114,7 +116,7 @@ class Bench:
     def recipe_of(self, v):
         """What takes a variant's steps (a trainer Run or a PlainRecipe), and the callable model; made once."""
         model = self.ours if v.ours else self.plain
-        key = (v.ours, v.dtype, v.fused, v.compiled)
+        key = (v.ours, v.dtype, v.fused, v.compiled, v.recomputed)
         if key not in self.recipes:
             forward = model
             if v.compiled and v.ours:
@@ -122,6 +124,9 @@ class Bench:
                 model.compile()
             elif v.compiled:
                 forward = torch.compile(model)
+            elif v.recomputed:
+                forward = model = copy.copy(model)  # the same weights
+                model.recompute = True
             if v.ours:
                 data = Data(self.rows.dataset, np.arange(len(self.rows.dataset)))
                 runtime = Runtime(self.device, v.dtype)
