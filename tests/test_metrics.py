@@ -6,6 +6,7 @@ import time
 import pytest
 
 from tests.test_training import equal, train
+from trainer import metrics, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,6 +23,14 @@ def test_the_log_tells_memory_and_waiting(tmp_path):
     train(tmp_path)
     (first, *_) = [json.loads(x) for x in open(tmp_path / "pretrain_32.jsonl", encoding="utf-8")]
     assert 0 <= first["data_wait"] <= 1 and first["peak_memory"] > 1e8
+
+
+def test_a_peak_that_was_measured_too_low_is_measured_again(tmp_path, monkeypatch):
+    for module, peak in ((run, 1.0), (metrics, 1e15)):
+        monkeypatch.setattr(module, "peak_flops", lambda device, dtype, peak=peak: peak)
+    train(tmp_path)
+    lines = [json.loads(x) for x in open(tmp_path / "pretrain_32.jsonl", encoding="utf-8")]
+    assert lines and all(0 < r["mfu"] < 1 for r in lines if "mfu" in r)
 
 
 def test_a_clock_that_is_set_back_changes_neither_weights_nor_speeds(tmp_path, monkeypatch):
