@@ -12,11 +12,8 @@ On a CPU that other jobs use too, --threads 1 counts CPU time instead of the tim
 """
 
 import copy
-import ctypes
 import dataclasses
 import datetime
-import gc
-import os
 import statistics
 import sys
 import tempfile
@@ -28,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started as a 
 import numpy as np
 import torch
 
+from benchmarks.memory import memory_added_by
 from benchmarks.plain_recipe import PlainRecipe, PlainTransformer, load_rows, write_bin
 from model.bin_data import holds_ids, tokenizer_of
 from model.chat import load_tokenizer
@@ -163,29 +161,6 @@ class Bench:
         optimizers = recipe.optimizers if v.ours else [recipe.optimizer]
         state = [t for o in optimizers for s in o.state.values() for t in s.values() if torch.is_tensor(t)]
         return sum(t.nbytes for t in [*recipe.model.parameters(), *state])
-
-
-def memory_added_by(step, device):
-    """Bytes that calling step() adds at its peak; None where the system does not tell."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        return torch.cuda.max_memory_allocated(device) - before
-    if sys.platform != "linux" or not os.access("/proc/self/clear_refs", os.W_OK):
-        return step()
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that glibc keeps would hide what the step takes
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM, see proc(5)
-    before = process_status("VmRSS")
-    step()
-    return process_status("VmHWM") - before
-
-
-def process_status(name):
-    """A line of /proc/self/status in bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(f"{name}:"))) * 1024
 
 
 def measure(bench, variants, steps, rounds, clock):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from inference.request import Event, Token, told_tokens
+from inference.prefill import Prefill
+from inference.request import Event, Token
 from inference.sampling import penalise, pick, pick_rows
 from inference.text import NO_STOPS, Stops, TextStream, until_stop
 from model.kv_cache import KVCache, SlotCache, SlotRows
@@ -54,6 +55,11 @@ class Sampling:
                     f"--{name} is {getattr(self, name)}; it must be between -100 and 100, 0 changes nothing"
                 )
         self.stop = Stops(self.stop)
+
+    @property
+    def penalises(self):
+        """Whether ids that occurred before are treated differently."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 @torch.inference_mode()
@@ -135,8 +141,9 @@ def next_logits(model, tokens, keys, values, positions, longest):
 class Engine:
     """Continues many texts at once; they join and leave between two steps (Yu et al. 2022, Orca, OSDI).
 
-    A step reads the prompts of requests that join, each alone, and then writes one id for every running request in
-    one forward pass. Request r of `running` has slot r of the cache: whoever leaves gives its place to the last.
+    A step reads the prompts of requests that join, those of similar length together, and then writes one id for every
+    running request in one forward pass. Request r of `running` has slot r of the cache: whoever leaves gives its place
+    to the last.
 
     Args:
         model: a Transformer in eval mode; tokenizer: its ChatTokenizer.
@@ -151,6 +158,7 @@ class Engine:
         self.limit, weight = model.cfg.max_seq_len, model.norm.weight
         self.next_logits = torch.compile(next_logits, dynamic=True) if compiled else next_logits
         self.cache = SlotCache(model.cfg, slots, self.limit, weight.device, weight.dtype)
+        self.prefill = Prefill(model, self.cache)
         self.waiting, self.running = deque(), []
         self.lock, self.wake, self.closed = threading.Lock(), threading.Event(), False
 
@@ -215,7 +223,8 @@ class Engine:
         self._admit()
         for slot, request in enumerate(self.running):
             if len(self.cache.texts[slot]) == self.limit:  # slides
-                self._read(slot, request.text[-(self.limit // 2) :], reuse=False)
+                self.prefill.add(slot, request.text[-(self.limit // 2) :], reuse=False)
+        self.prefill.flush()
         if self.running:
             self._write()
         return bool(self.running or self.waiting)
@@ -232,16 +241,8 @@ class Engine:
                 continue
             keep = self.limit if request.sampling.overflow == "stop" else self.limit - 1
             ids = request.ids if len(request.ids) <= keep else request.ids[-max(self.limit // 2, 1) :]
-            read += self._read(len(self.running) - 1, ids, self.reuse)
-
-    def _read(self, slot, ids, reuse):
-        """Fills a slot with all but the last of ids, which the next `_write` reads; returns how many were computed."""
-        count = self.cache.begin(slot, ids, reuse)
-        new = ids[count:-1]
-        if new:
-            tokens, rows = self.cache.rows(slot, [new])
-            self.model.states(tokens, cache=rows, tree=rows, at=tokens.new_full((1, 1), len(new) - 1))
-        return len(new)
+            read += self.prefill.add(len(self.running) - 1, ids, self.reuse)
+        self.prefill.flush()
 
     def _write(self):
         """One forward pass for all that run: reads each one's last id and writes its next."""
@@ -250,19 +251,26 @@ class Engine:
             self.model, tokens, self.cache.keys, self.cache.values, rows.positions, rows.longest
         )  # (B, V)
         settings = [request.sampling for request in self.running]
-        penalised = torch.cat(
-            [penalise(logits[b : b + 1], r.text, len(r.ids), r.sampling) for b, r in enumerate(self.running)]
-        )
-        chosen = pick_rows(penalised, settings, [request.random.random() for request in self.running]).tolist()
-        told = [self._token(logits[b], i, r.top_logprobs) for b, (i, r) in enumerate(zip(chosen, self.running))]
+        draws = [request.random.random() for request in self.running]
+        chosen = pick_rows(self._penalised(logits), settings, draws).tolist()
+        told = [
+            None if r.top_logprobs is None else self._token(logits[b], chosen[b], r.top_logprobs)
+            for b, r in enumerate(self.running)
+        ]
         for slot in reversed(range(len(chosen))):  # from the last, for an ending one changes places with the last
             self._tell(slot, chosen[slot], told[slot])
 
+    def _penalised(self, logits):
+        """Logits (B, V) after the penalties of those who have some; the same tensor if nobody has."""
+        changed = {b: r for b, r in enumerate(self.running) if r.sampling.penalises}
+        if not changed:
+            return logits
+        rows = [penalise(logits[b : b + 1], r.text, len(r.ids), r.sampling) for b, r in changed.items()]
+        return logits.index_copy(0, torch.tensor([*changed], device=logits.device), torch.cat(rows))
+
     @staticmethod
     def _token(logits, i, top):
-        """The Token of id i under logits (V,); None if no log-probabilities were asked for."""
-        if top is None:
-            return None
+        """The Token of id i under logits (V,), with the `top` likeliest ids."""
         logprobs = logits.float().log_softmax(-1)
         values, ids = logprobs.topk(min(top, len(logprobs)))
         return Token(i, float(logprobs[i]), list(zip(ids.tolist(), values.tolist(), strict=True)))
@@ -280,7 +288,7 @@ class Engine:
         if full or request.written == request.sampling.max_new_tokens:
             return self._end(slot, "length", text, marks)
         if text:
-            request.tell(Event(text, told_tokens(marks), None, request.written))
+            request.tell(Event(text, marks, None, request.written))
 
     def _end(self, slot, finish, text="", marks=()):
         """Tells the request in a slot that it is over, and gives the slot's place to the last one."""
@@ -292,4 +300,4 @@ class Engine:
         self.cache.swap(slot, last)
         self.running[slot] = self.running[last]
         self.running.pop()
-        request.tell(Event(text, told_tokens(marks), finish, request.written))
+        request.tell(Event(text, marks, finish, request.written))

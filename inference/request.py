@@ -55,8 +55,3 @@ class Request:
     def written(self):
         """Number of ids written so far."""
         return len(self.text) - len(self.ids)
-
-
-def told_tokens(marks):
-    """(offset, Token) of the marks that are tokens."""
-    return [mark for mark in marks if mark[1] is not None]

@@ -40,7 +40,7 @@ def penalise(logits, text, prompted, sampling):
     Args:
         text: list of ids so far, of which the first `prompted` are the prompt.
     """
-    if sampling.repetition_penalty == 1 and sampling.presence_penalty == 0 and sampling.frequency_penalty == 0:
+    if not sampling.penalises:
         return logits
     ids = torch.tensor([text], device=logits.device)
     logits = penalise_repeats(logits, ids, sampling.repetition_penalty)

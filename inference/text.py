@@ -60,7 +60,7 @@ def shown_bytes(tokenizer, i):
 
 
 class TextStream:
-    """One answer: ids go in, text that is certain comes out, with a mark for each id it is made of.
+    """One answer: ids go in, text that is certain comes out, with the marks of the ids it is made of.
 
     Attributes:
         stopped: a stop string has come; the text is complete.
@@ -73,8 +73,9 @@ class TextStream:
         self.decoded = self.shown = 0  # characters that came in, characters that went out
 
     def push(self, i, mark=None):
-        """Adds an id → (text, [(offset, mark)]); the offset is the number of characters before the id."""
-        self.marks.append((self.decoded, mark))
+        """Adds an id, with a mark or None → (text, [(offset, mark)]); offset: how many characters lie before the id."""
+        if mark is not None:
+            self.marks.append((self.decoded, mark))
         return self._release(self.decoder.decode(shown_bytes(self.tokenizer, i)), final=False)
 
     def finish(self):
@@ -82,12 +83,15 @@ class TextStream:
         return self._release(self.decoder.decode(b"", final=True), final=True)
 
     def _release(self, piece, final):
-        self.held, self.decoded = self.held + piece, self.decoded + len(piece)
-        cut = find_stop(self.held, self.stops)
-        self.stopped = cut is not None
-        if cut is None:
-            cut = len(self.held) - (0 if final else undecided(self.held, self.stops))
-        text, self.held, self.shown = self.held[:cut], self.held[cut:], self.shown + cut
+        text = self.held + piece
+        self.decoded += len(piece)
+        if self.stops:
+            cut = find_stop(text, self.stops)
+            self.stopped = cut is not None
+            if cut is None:
+                cut = len(text) - (0 if final else undecided(text, self.stops))
+            text, self.held = text[:cut], text[cut:]
+        self.shown += len(text)
         ready = [m for m in self.marks if m[0] < self.shown or (final and not self.stopped)]
         self.marks = self.marks[len(ready) :]
         return text, ready

@@ -98,7 +98,10 @@ class SlotCache:
         return count
 
     def rows(self, first, ids):
-        """Notes ids (B lists of T) behind slots first, first + 1, …; returns what the forward pass over them needs.
+        """Notes B lists of ids behind slots first, first + 1, …; returns what the forward pass over them needs.
+
+        Shorter lists are padded behind their ids, at positions that the slot's next ids will take; a padded slot must
+        have one left.
 
         Returns:
             tokens: (B, T) the ids; their SlotRows.
@@ -106,15 +109,17 @@ class SlotCache:
             ValueError: they do not fit.
         """
         texts, device = self.texts[first : first + len(ids)], self.keys[0].device
-        starts = [len(text) for text in texts]
-        longest = max(starts) + len(ids[0])
-        if longest > self.capacity:
-            raise ValueError(f"a slot holds {self.capacity} positions; {longest} do not fit")
-        for text, new in zip(texts, ids, strict=True):
+        starts, T = [len(text) for text in texts], max(map(len, ids))
+        ends = [start + len(new) for start, new in zip(starts, ids, strict=True)]
+        needed = max(end + (len(new) < T) for end, new in zip(ends, ids))
+        if needed > self.capacity:
+            raise ValueError(f"a slot holds {self.capacity} positions; {needed} do not fit")
+        for text, new in zip(texts, ids):
             text += new
-        positions = torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(len(ids[0]), device=device)
-        rows = SlotRows(self.keys, self.values, first, positions, longest, empty=not any(starts))
-        return torch.tensor(ids, device=device), rows
+        positions = torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(T, device=device)
+        positions = positions.clamp(max=self.capacity - 1)
+        rows = SlotRows(self.keys, self.values, first, positions, max(ends), empty=not any(starts))
+        return torch.tensor([[*new, *[0] * (T - len(new))] for new in ids], device=device), rows
 
 
 class SlotRows:

@@ -135,6 +135,41 @@ def test_what_a_slot_held_is_gone_even_if_it_was_not_a_number(model):
     assert model.states(tokens, cache=rows, tree=rows)[0].isfinite().all()
 
 
+@torch.inference_mode()
+def test_lists_of_ids_that_are_padded_leave_what_each_leaves_alone(model):
+    texts = [[1, *range(5, 5 + n)] for n in (3, 17, 9, 1)]
+    held = [[], [4, 8, 15], list(range(3, 30)), list(range(100, 146))]  # the last: no room for all of its padding
+    caches = [SlotCache(model.cfg, 4, capacity=48) for _ in range(2)]
+    for cache in caches:
+        for slot, text in enumerate(held):
+            if text:
+                tokens, rows = cache.rows(slot, [text])
+                model.states(tokens, cache=rows, tree=rows)
+    together, alone = caches
+    texts[3] = [9]
+    tokens, rows = together.rows(0, texts)
+    model.states(tokens, cache=rows, tree=rows)
+    for slot, text in enumerate(texts):
+        tokens, rows = alone.rows(slot, [text])
+        model.states(tokens, cache=rows, tree=rows)
+    assert together.texts == alone.texts
+    for slot, text in enumerate(together.texts):
+        for a, b in zip((*together.keys, *together.values), (*alone.keys, *alone.values)):
+            torch.testing.assert_close(a[slot, :, : len(text)], b[slot, :, : len(text)], atol=2e-4, rtol=1e-4)
+    logits = []
+    for cache in caches:
+        tokens, rows = cache.rows(0, [[7]] * 4)
+        logits.append(model.output(model.states(tokens, cache=rows, tree=rows)[0]))
+    torch.testing.assert_close(*logits, atol=1e-5 * float(logits[1].abs().max()), rtol=0)
+
+
+def test_a_full_slot_has_no_room_for_padding(model):
+    cache = SlotCache(model.cfg, 2, capacity=4)
+    with pytest.raises(ValueError, match="holds 4 positions; 5 do not fit"):
+        cache.texts[0] = [1, 2, 3]
+        cache.rows(0, [[4], [5, 6]])
+
+
 def test_more_than_the_capacity_is_refused(model):
     cache = SlotCache(model.cfg, 1, capacity=4)
     with pytest.raises(ValueError, match="holds 4 positions; 5"):
@@ -143,6 +178,33 @@ def test_more_than_the_capacity_is_refused(model):
 
 
 # ---- the engine ----------------------------------------------------------------------------------------------------
+def test_prompts_of_similar_length_are_read_together(model, tokenizer, monkeypatch):
+    passes, states = [], model.states
+
+    def counted(tokens, *more, **given):
+        passes.append(tuple(tokens.shape))
+        return states(tokens, *more, **given)
+
+    monkeypatch.setattr(model, "states", counted)
+    texts = [[1, *[5 + n] * size] for n, size in enumerate((4, 5, 4, 40, 41, 3, 1))]
+    heard = finished(Engine(model, tokenizer, slots=8, reuse=False), [Heard(ids, greedy(1)) for ids in texts])
+    assert passes[:3] == [(3, 5), (2, 41), (2, 3)] and passes[3] == (7, 1)
+    for h in heard:
+        assert h.ids == list(generate(model, h.request.ids, h.request.sampling, (tokenizer.eos_id,)))
+
+
+def test_a_long_beginning_that_two_new_prompts_share_is_read_once(model, tokenizer):
+    shared = [1, *range(5, 40)]
+    heard = [Heard([*shared, 3, 4], greedy(4)), Heard([*shared, 9], greedy(4)), Heard([1, 7], greedy(4))]
+    engine = Engine(model, tokenizer, slots=4)
+    read = []
+    add = engine.prefill.add
+    engine.prefill.add = lambda *given: read.append(add(*given)) or read[-1]
+    for h in finished(engine, heard):
+        assert h.ids == list(generate(model, h.request.ids, h.request.sampling, (tokenizer.eos_id,)))
+    assert read == [37, 0, 0]  # of the third the one id in front of the last is in a slot, too
+
+
 @pytest.mark.parametrize("reuse", [True, False])
 def test_requests_that_join_and_leave_get_what_they_get_alone(model, tokenizer, reuse):
     texts = prompts(20, tokenizer.vocab_size)
