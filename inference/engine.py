@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from inference.graphs import Recorded
 from inference.prefill import Prefill
 from inference.request import Event, Token
 from inference.sampling import penalise, pick, pick_rows
@@ -142,8 +143,8 @@ class Engine:
     """Continues many texts at once; they join and leave between two steps (Yu et al. 2022, Orca, OSDI).
 
     A step reads the prompts of requests that join, those of similar length together, and then writes one id for every
-    running request in one forward pass. Request r of `running` has slot r of the cache: whoever leaves gives its place
-    to the last.
+    running request in one forward pass, which a GPU replays as a CUDA graph. Request r of `running` has slot r of the
+    cache: whoever leaves gives its place to the last.
 
     Args:
         model: a Transformer in eval mode; tokenizer: its ChatTokenizer.
@@ -158,6 +159,8 @@ class Engine:
         self.limit, weight = model.cfg.max_seq_len, model.norm.weight
         self.next_logits = torch.compile(next_logits, dynamic=True) if compiled else next_logits
         self.cache = SlotCache(model.cfg, slots, self.limit, weight.device, weight.dtype)
+        if weight.is_cuda:
+            self.next_logits = Recorded(self.next_logits, self.cache)
         self.prefill = Prefill(model, self.cache)
         self.waiting, self.running = deque(), []
         self.lock, self.wake, self.closed = threading.Lock(), threading.Event(), False

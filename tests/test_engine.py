@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.engine import Engine, Sampling, generate, stream_text
+from inference.graphs import Recorded
 from inference.request import Request
 from inference.sampling import draw, keep_min_p, keep_rows, keep_top_k, keep_top_p, penalise, penalise_counts, pick_rows
 from inference.text import Stops, TextStream, find_stop, until_stop
@@ -447,6 +448,44 @@ def test_a_compiled_engine_writes_what_an_eager_one_writes(tokenizer, monkeypatc
     engine.warm_up()
     assert finished(engine, [Heard(texts[0], greedy(20))])[0].text == alone.text
     assert [h.text for h in finished(engine, [Heard(t, greedy(20)) for t in texts])] == [h.text for h in together]
+
+
+def replayed(run):
+    """As record_cuda, on any device: the same memory is written anew."""
+    found = run()
+    return lambda: found.copy_(run()), found
+
+
+@pytest.mark.parametrize("slots", [1, 5, 8])
+def test_a_recorded_step_writes_what_the_step_writes(model, tokenizer, slots):
+    engine, texts = Engine(model, tokenizer, slots=slots), prompts(12, tokenizer.vocab_size)
+    texts[7] = texts[3] + [4]  # begins like another, which sits in a slot that padding used
+    engine.next_logits = recorded = Recorded(engine.next_logits, engine.cache, replayed)
+    heard = [Heard(ids, greedy(3 + 2 * n)) for n, ids in enumerate(texts)]
+    for h in finished(engine, heard):
+        assert h.ids == list(generate(model, h.request.ids, h.request.sampling, (tokenizer.eos_id,)))
+    assert {rows for rows, _ in recorded.kept} <= {1, 2, 4, min(8, slots)}
+    assert {longest for _, longest in recorded.kept} == {48}  # the model's whole context, less than a span
+
+
+def test_few_shapes_are_recorded_as_texts_grow(tokenizer):
+    model = large(tokenizer.vocab_size, context=300)
+    engine = Engine(model, tokenizer, slots=3)
+    engine.next_logits = recorded = Recorded(engine.next_logits, engine.cache, replayed)
+    [heard] = finished(engine, [Heard([1, 9], greedy(290))])
+    assert heard.ids == list(generate(model, [1, 9], greedy(290), (tokenizer.eos_id,)))
+    assert [*recorded.kept] == [(1, 128), (1, 256), (1, 300)][: 1 + (len(heard.ids) + 2 > 128) + (len(heard.ids) > 254)]
+
+
+def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(model, tokenizer):
+    def refused(run):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    engine = Engine(model, tokenizer, slots=3)
+    engine.next_logits = Recorded(engine.next_logits, engine.cache, refused)
+    with pytest.warns(UserWarning, match="cannot be recorded as a CUDA graph .operation not permitted"):
+        [heard] = finished(engine, [Heard([1, 9], greedy(9))])
+    assert heard.ids == list(generate(model, [1, 9], greedy(9), (tokenizer.eos_id,)))
 
 
 @torch.no_grad()
