@@ -16,6 +16,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from cleaning.files import check_replaceable
 from inference.chat import Conversation
 from inference.engine import Sampling, continued
 from inference.opening import add_int8_flag, add_model_flags, open_typed, told
@@ -54,7 +55,8 @@ def opened(typed):
 def main(argv=None):
     typed, sampling = parse(argv)
     if typed.out:
-        prepare_out_dir(Path(typed.out).parent)  # before minutes of writing
+        check_replaceable(typed.out, ".jsonl", (b'{"prompt": ',), [typed.prompts] if typed.prompts else [], "out")
+        prepare_out_dir(Path(typed.out).parent, "out")  # before minutes of writing
     prompts = read_prompts(typed.prompts) if typed.prompts else None
     model, tokenizer, path, chats = opened(typed)
     conversation = Conversation(model, tokenizer, sampling, typed.system, typed.history)

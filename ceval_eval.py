@@ -107,7 +107,7 @@ def take(typed, exam, path, folder):
 
 def main(argv=None):
     typed = parse(argv)
-    prepare_out_dir(typed.results_dir)
+    prepare_out_dir(typed.results_dir, "results_dir")
     exam = read_exam(typed.data_dir, typed.split)
     if exam.problems:
         print("\n".join(["problems in the exam's files:", *exam.report()]))

@@ -9,18 +9,20 @@ writes   hf      a folder that stock transformers, vLLM and lm-eval load without
 
     python export_model.py --model out/full_sft_512.pth --format hf --output my_model
     python export_model.py --model out/full_sft_512.pth --format gguf --type q8_0 --output my_model.gguf
-    python export_model.py --import_from my_model --output out/pretrain_512.pth
+    python export_model.py --import_from my_model --output imported/pretrain_512.pth
 
 Every export is loaded again and compared; one that computes something else is an error.
 """
 
 from pathlib import Path
 
+from cleaning.files import check_replaceable
 from inference.export import save_hugging_face
 from inference.gguf_file import TYPES, save_gguf
 from inference.imports import import_folder, import_v1
 from inference.model_card import model_card, modelfile
 from inference.opening import open_model
+from model.bin_data import read_sidecar
 from model.lora import merge_lora
 from trainer import args
 from trainer.checkpoint import describe, save_weights, write_atomically
@@ -61,6 +63,20 @@ def source(typed):
     return merge_lora(model), tokenizer, about, path
 
 
+def check_target(output, form):
+    """ValueError for an output that is of another kind, or would replace or fill what was not written here."""
+    if form == "gguf":
+        check_replaceable(output, ".gguf", (b"GGUF",))
+    elif form == "pth":
+        about = read_sidecar(output)
+        if output.exists() and "imported_from" not in about:
+            raise ValueError(f"--output {output} is a checkpoint that was trained; choose another name")
+    elif output.is_dir() and any(output.iterdir()):
+        mark = "config.json" if form == "hf" else "Modelfile"
+        if not (output / mark).is_file():
+            raise ValueError(f"--output {output} holds other files and no {mark}; name a new folder")
+
+
 def upload(folder, repository, dry_run):
     """Uploads a folder to the Hub, or says what that would be."""
     files = sorted(p.name for p in Path(folder).iterdir())
@@ -75,8 +91,9 @@ def upload(folder, repository, dry_run):
 
 def main(argv=None):
     typed = parse(argv)
-    model, tokenizer, about, path = source(typed)
     output = Path(typed.output)
+    check_target(output, typed.format)
+    model, tokenizer, about, path = source(typed)
     print(f"{path}: {model.n_params():,} parameters, {'experts' if model.cfg.use_moe else 'dense'}")
     if typed.format == "pth":
         facts = {"imported_from": str(path)}

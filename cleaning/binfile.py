@@ -65,8 +65,9 @@ def check_output(path, inputs, sharded=False, anneal=False):
             raise ValueError(f"--output {path} holds other files than shards, such as {others[0]}; name a new folder")
     elif path.suffix != ".bin" or path.is_dir():
         raise ValueError(f"--output {path} must be a file name that ends in .bin, for example dataset/pretrain.bin")
+    check_neighbours(path, sharded)
     parts = [val_path_of(path), *([anneal_path_of(path)] if anneal else [])]
-    for file in parts:
+    for file in [*([] if sharded else [path]), *parts]:
         begun = Path(f"{sidecar_of(file)}.tmp").exists()  # a run was killed between moving the one and the other
         if file.exists() and not is_sidecar(sidecar_of(file)) and not begun:
             raise ValueError(f"{file} would be overwritten and was not made here; move it or choose another --output")
@@ -77,6 +78,17 @@ def check_output(path, inputs, sharded=False, anneal=False):
                 f"{file} needs {sidecar} for its description, but that file holds something else; "
                 f"rename it or choose another --output"
             )
+
+
+def check_neighbours(path, sharded):
+    """ValueError where an output and another corpus would have one name for their held-out texts."""
+    other = path.with_name(f"{path.name}.bin") if sharded else path.with_suffix("")
+    if other.is_file() or (not sharded and other.is_dir() and any(is_number(f.stem) for f in other.glob("*.bin"))):
+        raise ValueError(f"--output {path}: {val_path_of(path)} would belong to {other} too; choose another name")
+    for part in ("_val", "_anneal"):
+        whole = path.with_name(f"{path.stem.removesuffix(part)}.bin")
+        if path.stem.endswith(part) and (whole.is_file() or whole.with_suffix("").is_dir()):
+            raise ValueError(f"--output {path} is the name of a part of {whole}; choose another name")
 
 
 def is_number(name):

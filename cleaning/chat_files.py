@@ -13,7 +13,7 @@ import numpy as np
 from cleaning.chat_rules import CHAT_RULES, chat_rules, ruled
 from cleaning.conversations import conversation_of
 from cleaning.encodings import ignore
-from cleaning.files import prepare_folder_of, progress_meter, room_for, write_lines
+from cleaning.files import check_replaceable, prepare_folder_of, progress_meter, room_for, write_lines
 from cleaning.preferences import pair_of
 from cleaning.readers import Drops, expand_inputs, read_records, size_of
 from cleaning.rules import RuleSettings
@@ -105,6 +105,11 @@ def record_at(path, number):
         if record and found == number:
             return record
         found += bool(record)
+    if not found:
+        raise ValueError(
+            f"{path} has neither chats nor preferences; of raw text make a .bin, and look at that: "
+            f"python data_process.py pretrain --input {path} --output text.bin"
+        )
     raise ValueError(f"{path} has {found} usable records, numbered from 0; there is no {number}\n{drops.table()}")
 
 
@@ -186,10 +191,10 @@ class ChatSettings:
     rules: list[str] = knob(list, f"rules that each text of a record meets, of {', '.join(CHAT_RULES)}")
 
     def __post_init__(self):
-        if bool(self.input) == bool(self.mix):
+        if self.input and self.mix:
+            raise ValueError("--input and --mix both name the raw files; give one of them")
+        if not (self.input or self.mix):
             raise ValueError("name the raw files: --input PATH ..., or a mixture: --mix PATH:WEIGHT ...")
-        if not self.output.endswith(".jsonl"):
-            raise ValueError(f"--output {self.output} must end in .jsonl")
         if not 0 <= self.min_chinese <= 1:
             raise ValueError(f"--min_chinese {self.min_chinese} is not a share; give 0 to 1")
 
@@ -202,8 +207,7 @@ def run(kind, cfg, load_tokenizer, limits=None):
     files = [p for paths, _ in sources for p in expand_inputs(paths)]
     if cfg.mix and len({os.path.realpath(p) for p in files}) < len(files):
         raise ValueError("--mix names a file twice; each file belongs to one entry")
-    if os.path.realpath(cfg.output) in {os.path.realpath(p) for p in files}:
-        raise ValueError(f"--output {cfg.output} is one of the inputs; choose another name")
+    check_replaceable(cfg.output, ".jsonl", (b'{"conversations": ',), files)
     tokenizer = load_tokenizer(cfg.tokenizer)
     count_tokens = lambda texts: sum(map(len, tokenizer.encode_batch(texts)))  # noqa: E731
     filters = Filters(cfg.min_chinese, cfg.min_tokens, cfg.max_tokens, count_tokens)

@@ -1,6 +1,7 @@
 """Parts of a corpus → the files that training reads: which documents go where, and writing all of them or none."""
 
 import contextlib
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -199,8 +200,10 @@ def write_files(parts, selection, output, shard_tokens, description):
             writer.prepare(part=name, **description)
         for writer in filled.values():
             writer.commit()
-        if "val" not in filled:
-            remove_bin(val.path)
-        if "anneal" not in filled and is_sidecar(sidecar_of(anneal.path)):
-            remove_bin(anneal.path)
+        for name in ("val", "anneal"):
+            file = named[name].path
+            if name not in filled and (name == "val" or is_sidecar(sidecar_of(file))):
+                if file.exists():
+                    print(f"removed {file}, a part of what this run replaces", file=sys.stderr)
+                remove_bin(file)
     return {writer.path: writer.counts for writer in filled.values()}

@@ -5,6 +5,7 @@ before it left it, so the counts are those of a real run. The ten are the ones w
 """
 
 import heapq
+import re
 from collections import Counter
 from functools import partial
 
@@ -64,14 +65,19 @@ def difference(before, after):
 
 
 def found_in(text, rule, limits):
-    """What a text that was dropped has of what a rule looks for, as ' (…)'; nothing of a rule that judges the whole."""
+    """What a rule found in a text that it dropped, and the text around the first; the beginning if it judges all."""
     found = []
     if rule == "exam":
         found = shared_with_questions(text, grams_of_exams(tuple(limits.exams), limits.exam_run))
     elif rule == "blocklist":
         found = list(dict.fromkeys(blocked_in(text, limits.blocklist)))
+    if not found:
+        return f": {shown(text[:80])}"
     more = f", {len(found) - FEW} more" if len(found) > FEW else ""
-    return f" ({', '.join(map(shown, found[:FEW]))}{more})" if found else ""
+    # what is compared has no spaces and punctuation
+    at = re.search(r"[\W_]*".join(map(re.escape, found[0])), text, re.IGNORECASE)
+    start, end = (max(0, at.start() - AROUND), at.end() + AROUND) if at else (0, 80)
+    return f" ({', '.join(map(shown, found[:FEW]))}{more}): {'…' if start else ''}{shown(text[start:end])}"
 
 
 def try_rules(names, limits, field, unit):
@@ -83,8 +89,7 @@ def try_rules(names, limits, field, unit):
         for rule in rules:
             new, reason = rule.apply(text)
             if reason:
-                why = reason + found_in(text, rule.name, limits)
-                tried.note(rule.name, "dropped", key, f"{place}{why}: {shown(text[:80])}")
+                tried.note(rule.name, "dropped", key, place + reason + found_in(text, rule.name, limits))
                 break
             if new != text:
                 tried.note(rule.name, "changed", key, place + difference(text, new))
@@ -101,6 +106,8 @@ def dry_run(units, names, limits, field=None, workers=0):
     total = Tried()
     for _, tried in in_order(partial(try_rules, tuple(names), limits, field), units, workers):
         total.add(tried)
+    if not total.documents:
+        raise ValueError(f"no usable text\n{total.drops.table()}")
     print(f"{total.documents:,} texts would meet these rules, in this order:")
     for rule in rules_for(names, limits):
         took, changed = total.dropped[rule.name], total.changed[rule.name]
@@ -111,5 +118,6 @@ def dry_run(units, names, limits, field=None, workers=0):
                 print(f"    {line}")
     left = total.documents - total.dropped.total()
     print(f"\n{left:,} texts would be left, before duplicates are looked for; nothing was written")
-    print(total.drops.table())
+    if total.drops.counts:
+        print(f"what no rule meets, because it cannot be used, is {total.drops.table()}")
     return total

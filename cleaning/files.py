@@ -133,3 +133,24 @@ def progress_meter(total, label, unit="B"):
             )
 
     return update
+
+
+def check_replaceable(path, ending, begins, inputs=(), flag="output"):
+    """ValueError for an output whose name is of another kind, or that would replace anything but an older one.
+
+    Args:
+        ending: what the name ends in, such as ".json".
+        begins: tuple of the bytes that a file of this kind begins with.
+        inputs: paths that are read.
+    """
+    path = Path(path)
+    if path.suffix != ending or path.is_dir():
+        raise ValueError(f"--{flag} {path} must be the name of a file and end in {ending}")
+    if not path.is_file():
+        return
+    if os.path.realpath(path) in {os.path.realpath(p) for p in inputs}:
+        raise ValueError(f"--{flag} {path} is one of the inputs; choose another name")
+    with open(path, "rb") as file:
+        start = file.read(max(map(len, begins)))
+    if start and not start.startswith(begins):
+        raise ValueError(f"--{flag} {path} is there and was not written by this command; choose another name")

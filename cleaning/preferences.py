@@ -50,8 +50,10 @@ def sides_of(record, notes):
         turns = question_turns(record, "question", notes)
         sides = record["response_chosen"], record.get("response_rejected")
     elif "chosen" not in record or "rejected" not in record:
-        known = "chosen" in record or "rejected" in record or "response_rejected" in record
-        raise Unusable("chosen or rejected is missing" if known else "unknown schema")
+        if "chosen" in record or "rejected" in record or "response_rejected" in record:
+            raise Unusable("chosen or rejected is missing")
+        chat = isinstance(record.get("conversations", record.get("messages")), list)
+        raise Unusable("a conversation, not a preference pair" if chat else "unknown schema")
     elif isinstance(record["chosen"], list) and all(isinstance(m, dict) for m in record["chosen"]):
         return message_sides(record, notes)
     else:

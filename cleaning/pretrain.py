@@ -112,7 +112,8 @@ def run(cfg, load_tokenizer, limits=None):
         selection = select(parts, cfg, mixture, drops, tokenizer) if parts else Selection([], [])
         n_train, n_val = selection.counts()
         if not n_train:
-            nothing = f"no usable text in {', '.join(map(str, files))}; nothing written"
+            more = f" and {len(files) - 3:,} more" if len(files) > 3 else ""
+            nothing = f"no usable text in {', '.join(map(str, files[:3]))}{more}; nothing written"
             kept = f"{n_val} text(s) fell into the validation part, none is left to train on; lower --val_fraction"
             raise ValueError(f"{kept if n_val else nothing}\n{drops.table()}")
 

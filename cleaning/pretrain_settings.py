@@ -66,7 +66,9 @@ class PretrainSettings:
             raise ValueError("--anneal, --min_quality and --order quality need scores: --quality out/quality.npz")
         if self.dry_run and not self.rules:
             raise ValueError("--dry_run shows what rules would do; name them: --rules web, or --rules html pii ...")
-        if bool(self.input) == bool(self.mix):
+        if self.input and self.mix:
+            raise ValueError("--input and --mix both name the raw files; give one of them")
+        if not (self.input or self.mix):
             raise ValueError("name the raw files: --input PATH ..., or a mixture: --mix PATH:WEIGHT ...")
         if self.mix and self.mix_domains:
             raise ValueError("--mix and --mix_domains are two mixtures; give one")

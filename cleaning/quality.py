@@ -158,7 +158,8 @@ def read_classes(settings, drops, progress=ignore):
     if set(samples) == set(QUALITY):
         return "quality", {name: samples[name] for name in QUALITY}
     if len(samples) < 2:
-        raise ValueError(f"texts of at least two classes are needed, found {list(samples) or 'none'}\n{drops.table()}")
+        found = f"of {', '.join(samples)} alone" if samples else "none"
+        raise ValueError(f"usable texts of at least two classes are needed; there are {found}\n{drops.table()}")
     return "domains", {name: samples[name] for name in sorted(samples)}
 
 

@@ -130,8 +130,9 @@ def _open(path, *_):
         ours = isinstance(about, dict) and about.get("format") == FORMAT
     # not a zip, a zip without its end, a bad checksum inside, an .npy, no such array, no such text
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError, KeyError) as error:
-        what = "is damaged or cut short" if starts_like_npz(path) else "is no file of ours"
-        raise ValueError(f"{path} {what} ({type(error).__name__}: {error}); {MAKE}") from None
+        if not starts_like_npz(path):  # numpy would advise to load it unsafely
+            raise ValueError(f"{path} is no file of ours, but something else; {MAKE}") from None
+        raise ValueError(f"{path} is damaged or cut short ({type(error).__name__}: {error}); {MAKE}") from None
     if not ours:
         raise ValueError(f"{path} is no file of ours: it does not call itself {FORMAT!r}; {MAKE}")
     if about.get("version") != VERSION:

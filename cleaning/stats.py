@@ -153,8 +153,8 @@ def statistics(inputs, load_tokenizer=None, tokenizer=None, field=None, workers=
 
     measured = tally_files(raw, texts_of, partial(measure, load_tokenizer, path, False), total, workers)
     measured |= tally_files(packed, documents_of, partial(measure, load_tokenizer, path, True), total, workers)
-    if not total.documents and not total.drops.counts:
-        raise ValueError(f"nothing to count in {', '.join(map(str, inputs))}")
+    if not total.documents:
+        raise ValueError(f"nothing to count in {', '.join(map(str, inputs))}\n{total.drops.table()}")
     files = {relative(f): tally.summary(described.get(f)) for f, tally in measured.items()}
     figures = {
         "format": STATISTICS,

@@ -25,6 +25,7 @@ def count_workers(asked, size):
 def begin():
     """Makes a worker leave ctrl-C to its parent, and end when the parent is gone, however it went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which a pool ends its workers
     parent = multiprocessing.parent_process()
 
     def leave():

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from cleaning.files import check_replaceable
 from cleaning.grams import finders, normalised, runs_of
 from evaluation.exams import read_exam
 from evaluation.intervals import wilson
@@ -148,7 +149,8 @@ def main(argv=None):
         if file.suffix == ".bin":
             tokenizer_for(file, typed.tokenizer)
     if typed.output:
-        prepare_out_dir(Path(typed.output).parent)
+        check_replaceable(typed.output, ".json", (b"{\n", b"[\n"), files)
+        prepare_out_dir(Path(typed.output).parent, "output")
     grams = finders({run for q in questions for run in runs_of(normalised(q.text), typed.n)})
     searched, found = {}, {}
     for file in files:

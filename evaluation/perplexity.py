@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from cleaning.files import check_replaceable
 from evaluation.texts import bin_documents, data_files, groups, text_documents
 from model.bin_data import read_sidecar
 from model.int8 import to_int8
@@ -247,7 +248,8 @@ def main(argv=None):
     runtime = Runtime(device, choose_dtype(typed.dtype, device)[0])
     models = [Path(p) for p in typed.model or [newest(typed.out_dir)]]
     if typed.output:
-        prepare_out_dir(Path(typed.output).parent)
+        check_replaceable(typed.output, ".json", (b"{\n", b"[\n"), files)
+        prepare_out_dir(Path(typed.output).parent, "output")
     for path in models[1:]:  # what is wrong with the second is told before hours go into the first
         prepare(path, files, typed, "cpu")
     results = [evaluate(path, files, typed, runtime) for path in models]

@@ -11,6 +11,7 @@ writes   --output, a single .html file that loads nothing else
 import time
 from pathlib import Path
 
+from cleaning.files import check_replaceable
 from evaluation.report_data import read_all
 from evaluation.report_page import page
 from trainer import args
@@ -43,7 +44,8 @@ def main(argv=None):
         hint = f"there is something in {', '.join(deeper)}" if deeper else "train something first: make demo"
         raise ValueError(f"{typed.out_dir} holds nothing to report; {hint}")
     output = Path(typed.output or found.out_dir / "report.html")
-    prepare_out_dir(output.parent)
+    check_replaceable(output, ".html", (b"<!doctype html>",), typed.data)
+    prepare_out_dir(output.parent, "output" if typed.output else "out_dir")
     text = page(found, date_of(found))
     write_atomically(output, lambda f: f.write(text.encode("utf-8")))
     for problem in found.problems:

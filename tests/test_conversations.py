@@ -358,6 +358,17 @@ def test_a_mix_has_its_ratio_repeats_nothing_and_is_the_same_for_a_seed(tmp_path
     assert share_out([10, 10], [1, 3]) == [3, 10]
 
 
+def test_a_file_that_was_not_written_by_this_command_is_not_replaced(tmp_path):
+    file, output = write(tmp_path / "zh.jsonl", numbered(3)), tmp_path / "out.jsonl"
+    output.write_text('{"text": "mine"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="out.jsonl is there and was not written by this command"):
+        data_process.main(["sft", "--input", str(file), "--output", str(output)])
+    assert output.read_text(encoding="utf-8") == '{"text": "mine"}\n'
+    output.unlink()
+    for _ in range(2):  # its own output it replaces
+        data_process.main(["sft", "--input", str(file), "--output", str(output)])
+
+
 def test_a_mix_that_names_a_file_twice_is_refused(tmp_path):
     file, output = write(tmp_path / "zh.jsonl", numbered(3)), tmp_path / "out.jsonl"
     with pytest.raises(ValueError, match="--mix names a file twice"):

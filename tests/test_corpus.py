@@ -219,12 +219,18 @@ def test_a_dry_run_shows_what_was_looked_for_and_found(tmp_path, tokenizer_dir, 
     question = "0,四大发明是指南针、造纸术、火药和印刷术,甲,乙,丙,丁,A\n"
     (tmp_path / "exam/val/a_val.csv").write_text(f"id,question,A,B,C,D,answer\n{question}", encoding="utf-8")
     (tmp_path / "words").write_text("赌场\ncasino\n甲乙\n丙丁\n", encoding="utf-8")
-    texts = ["古人说，四大发明是：指南针、造纸术、火药和纸币", "去赌场，Casino，又去赌场", "甲乙丙丁，赌场 casino"]
+    texts = [
+        "古人说，四大发明是：指南针、造纸术、火药和纸币",
+        "去赌场，Casino，又去赌场",
+        "甲乙丙丁，赌场 casino",
+        "春" * 50 + "Casino" + "秋" * 40,
+    ]
     save(tmp_path / "a.jsonl", texts)
     flags = ["--rules", "exam", "blocklist", "--exams", tmp_path / "exam", "--blocklist", tmp_path / "words"]
     run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", *flags, "--dry_run")
     said = capsys.readouterr().out
     assert f"a.jsonl:1: contains an exam question (四大发明是指南针造纸术火药和): {texts[0]}" in said
+    assert f"a.jsonl:4: blocked words (casino): …{'春' * 30}Casino{'秋' * 30}\n" in said
     assert f"a.jsonl:2: blocked words (赌场, casino): {texts[1]}" in said
     assert f"a.jsonl:3: blocked words (甲乙, 丙丁, 赌场, 1 more): {texts[2]}" in said
 
@@ -325,6 +331,27 @@ def test_a_million_spaces_are_encoded_as_the_tokenizer_does(tokenizer_dir):
     encoder = PieceEncoder(load_tokenizer(str(tokenizer_dir)))
     text = "表" + " " * 1_100_000 + "a"
     assert encoder.encode([text])[0].tolist() == encoder.tokenizer.encode(text)
+
+
+def test_what_another_run_or_nobody_here_wrote_is_not_replaced(tmp_path, tokenizer_dir, capsys):
+    save(tmp_path / "a.jsonl", sentences(60))
+    (tmp_path / "own.bin").write_bytes(b"mine")
+    run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", "--val_fraction", 0.3)
+    run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "s", "--val_fraction", 0.3, "--shard_tokens", 1000)
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*.bin")}
+    for output, flags, words in (
+        ("own.bin", [], "own.bin would be overwritten and was not made here"),
+        ("p", ["--shard_tokens", 1000], "p_val.bin would belong to .*p.bin too"),
+        ("s.bin", [], "s_val.bin would belong to .*s too"),
+        ("p_val.bin", [], "is the name of a part of .*p.bin"),
+        ("s_anneal.bin", [], "is the name of a part of .*s.bin"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / output, *flags)
+    assert before == {f: f.read_bytes() for f in tmp_path.rglob("*.bin")}
+    capsys.readouterr()
+    run(tokenizer_dir, tmp_path / "a.jsonl", tmp_path / "p.bin", "--val_fraction", 0)
+    assert f"removed {tmp_path / 'p_val.bin'}, a part of what this run replaces" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

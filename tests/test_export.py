@@ -188,6 +188,28 @@ def test_bad_use_is_told(flags, said, tmp_path):
         script(*flags, "--output", tmp_path / "x")
 
 
+def test_what_was_not_exported_is_not_replaced(tmp_path):
+    path = saved(make_model(), tmp_path)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.jsonl").write_text("{}", encoding="utf-8")
+    (tmp_path / "a.gguf").write_bytes(b"notes")
+    for output, form, words in (
+        ("raw", "hf", "holds other files and no config.json"),
+        ("raw", "ollama", "holds other files and no Modelfile"),
+        ("a.gguf", "gguf", "was not written by this command"),
+        ("a.bin", "gguf", "end in .gguf"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            script("--model", path, "--format", form, "--output", tmp_path / output)
+    script("--model", path, "--output", tmp_path / "hf")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="is a checkpoint that was trained; choose another name"):
+        script("--import_from", tmp_path / "hf", "--output", path)
+    assert path.read_bytes() == before
+    for _ in range(2):  # an imported one is replaced
+        script("--import_from", tmp_path / "hf", "--output", tmp_path / "again.pth")
+
+
 def test_a_dry_run_uploads_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda *a, **k: pytest.fail("uploaded"))
     flags = ["--push_to_hub", "me/it", "--dry_run", "--output", tmp_path / "hf"]

@@ -329,6 +329,16 @@ def test_broken_files_are_named_and_cost_nothing_else(out, capsys):
     assert not re.search(r'd="[^"]*(nan|inf)', text)
 
 
+def test_only_a_page_is_replaced_by_a_page(out, tmp_path, capsys):
+    raw = tmp_path / "raw.html"
+    raw.write_text("mine", encoding="utf-8")
+    for output, words in ((raw, "was not written by this command"), (tmp_path / "a.json", "end in .html")):
+        with pytest.raises(SystemExit) as stopped:
+            run(report.main, ["--out_dir", str(out), "--output", str(output)])
+        assert stopped.value.code == 1 and words in capsys.readouterr().err
+    assert raw.read_text(encoding="utf-8") == "mine" and not (tmp_path / "a.json").exists()
+
+
 def test_data_without_figures_are_named_and_how_to_get_some(out, tmp_path):
     raw = tmp_path / "raw.jsonl"
     write(raw, {"text": "春"})

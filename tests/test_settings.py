@@ -4,8 +4,11 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import platform
 import re
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,6 +162,22 @@ def test_what_a_person_causes_is_one_line_and_an_exit_code(capsys, error, code, 
         args.run(main, [])
     assert left.value.code == code
     assert words in capsys.readouterr().err
+
+
+def test_sigterm_closes_what_is_open_and_exits_with_143(capsys):
+    before, closed = signal.getsignal(signal.SIGTERM), []
+
+    def main(argv):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            closed.append(1)
+
+    with pytest.raises(SystemExit) as left:
+        args.run(main, [])
+    assert left.value.code == 143 and closed and "stopped by SIGTERM" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_bugs_and_debug_keep_their_traceback():

@@ -1,7 +1,10 @@
 """Signals are heeded between micro-batches; what they interrupt is taken again."""
 
+import gc
+import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 
@@ -42,6 +45,28 @@ def test_a_step_of_many_micro_batches_does_not_delay_leaving(tmp_path):
     assert len(seen) == 40 and load_file(tmp_path / "b" / "pretrain_32_resume.pth")["progress"]["step"] == 1
     again = train(tmp_path / "b", batch_size=1, accumulation_steps=32)
     assert equal(train(tmp_path / "a", batch_size=1, accumulation_steps=32), again)
+
+
+def test_sigterm_to_the_whole_group_leaves_the_loader_workers_to_the_main_process(tmp_path):
+    workers = []
+
+    def signalled(model, batch):
+        if not workers:
+            workers.extend(multiprocessing.active_children())
+            for process in workers:
+                os.kill(process.pid, signal.SIGTERM)
+            time.sleep(0.5)  # time to die of it
+            os.kill(os.getpid(), signal.SIGTERM)
+        return language_model_loss(model, batch)
+
+    with pytest.raises(KeyboardInterrupt) as left:
+        train(tmp_path / "b", loss_fn=signalled, batch_size=1, accumulation_steps=4, num_workers=2)
+    assert left.value.args == (143,) and len(workers) == 2
+    del left  # its traceback holds the loader
+    gc.collect()
+    for process in workers:
+        process.join(20)
+        assert not process.is_alive()
 
 
 def test_stopped_before_its_first_step_a_fresh_run_leaves_the_one_before_alone(tmp_path, capsys):

@@ -121,13 +121,12 @@ def test_packed_files_of_others_and_broken_ones(tmp_path, tokenizer_dir, corpus)
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", '{"text": "\\ud800"}\n', '{"text": " "}\n', "\0\0\n", "[[[[\n"])
-def test_data_without_a_document_are_counted_as_what_they_are(tmp_path, text, capsys):
-    file = tmp_path / "x.jsonl"
+def test_data_without_a_document_are_refused_with_what_they_are(tmp_path, text):
+    file, output = tmp_path / "x.jsonl", tmp_path / "s.json"
     file.write_text(text, encoding="utf-8")
-    stats(StatsSettings(input=[str(file)]), load_tokenizer)
-    figures, _ = statistics([file])
-    assert figures["total"]["documents"] == 0 and figures["total"]["lengths"]["characters"] is None
-    assert sum(figures["total"]["dropped"].values()) == 1 + (text == "\n\n") and "dropped: " in capsys.readouterr().out
+    with pytest.raises(ValueError, match=rf"nothing to count in .*\n.*dropped: {1 + (text == chr(10) * 2)} in all"):
+        stats(StatsSettings(input=[str(file)], output=str(output)), load_tokenizer)
+    assert not output.exists()
 
 
 def test_the_command_prints_and_writes_and_its_file_is_no_data(corpus, tokenizer_dir, tmp_path, capsys):

@@ -5,10 +5,13 @@ A field made with `knob` is the flag, its help and its record in the checkpoint.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import os
+import signal
 import sys
+import threading
 import types
 import typing
 
@@ -123,17 +126,42 @@ def make_parser(doc):
     return parser
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, to be heeded as ctrl-C is: what is open is closed, and told where it can be gone on with."""
+
+    def __init__(self, *_):
+        super().__init__(128 + signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def sigterm_heeded():
+    """A context in which SIGTERM raises Terminated; a training loop has a handler of its own inside."""
+
+    def terminate(number, frame):
+        raise Terminated
+
+    main_thread = threading.current_thread() is threading.main_thread()  # only there Python lets signals be handled
+    before = signal.signal(signal.SIGTERM, terminate) if main_thread else None
+    try:
+        yield
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
 def run(main, argv=None):
     """Calls main(argv) and exits: errors that a person can cause become one line on stderr and exit code 1.
 
-    Ctrl-C exits with 130 as shells expect. `--debug` anywhere on the command line keeps the traceback.
+    Ctrl-C exits with 130 and SIGTERM with 143, as shells expect. `--debug` anywhere on the command line keeps the
+    traceback.
     """
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console without Chinese shows escapes instead of failing
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = main(argv)
+        with sigterm_heeded():
+            code = main(argv)
         sys.stdout.flush()
         sys.exit(code)
     except BrokenPipeError:  # `… | head` has read enough
@@ -146,6 +174,6 @@ def run(main, argv=None):
         print(f"error: {message}", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt as stop:  # a training loop that has saved everything brings its own code: 143 for SIGTERM
-        if not stop.args:
-            print("\nstopped by ctrl-C", file=sys.stderr, flush=True)
+        if not stop.args or isinstance(stop, Terminated):
+            print(f"\nstopped by {'SIGTERM' if stop.args else 'ctrl-C'}", file=sys.stderr, flush=True)
         sys.exit(stop.args[0] if stop.args else 130)

@@ -47,14 +47,14 @@ def resume_path(path):
     return path.with_name(f"{path.stem}_resume.pth")
 
 
-def prepare_out_dir(out_dir):
+def prepare_out_dir(out_dir, flag="out_dir"):
     """Creates the folder and proves that it can be written, before hours are spent."""
     try:
         Path(out_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out_dir):
             pass
     except OSError as error:
-        raise OSError(f"cannot write to out_dir {out_dir}: {error.strerror}; choose another with --out_dir") from error
+        raise OSError(f"cannot write to {flag} {out_dir}: {error.strerror}; choose another with --{flag}") from error
 
 
 def save_json(path, value):

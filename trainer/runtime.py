@@ -212,13 +212,13 @@ class Stopped(KeyboardInterrupt):
 def begin_worker(worker):
     """What a loader worker does first: it leaves when the main process closes it, or is gone, and not by itself.
 
-    A ctrl-C in the terminal reaches the whole group. Without its main process, which may have been killed, a worker
-    would keep its memory for another five seconds, and for ever where a fork server started it.
+    A ctrl-C in the terminal reaches the whole group, and a service manager's SIGTERM too. Without its main process,
+    which may have been killed, a worker would keep its memory for another five seconds, and for ever where a fork
+    server started it.
     """
-    for number in (signal.SIGINT, StopSignal.SAVE):
+    for number in (*StopSignal.LEAVE, StopSignal.SAVE):
         if number is not None:
             signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
