@@ -25,7 +25,7 @@ from inference.opening import open_model
 from model.bin_data import read_sidecar
 from model.lora import merge_lora
 from trainer import args
-from trainer.checkpoint import describe, save_weights, write_atomically
+from trainer.checkpoint import describe, prepare_out_dir, save_weights, write_atomically
 
 
 def parse(argv):
@@ -64,7 +64,7 @@ def source(typed):
 
 
 def check_target(output, form):
-    """ValueError for an output that is of another kind, or would replace or fill what was not written here."""
+    """Makes the folder of an output; ValueError if it is of another kind, or would replace what was not written here."""
     if form == "gguf":
         check_replaceable(output, ".gguf", (b"GGUF",))
     elif form == "pth":
@@ -75,6 +75,7 @@ def check_target(output, form):
         mark = "config.json" if form == "hf" else "Modelfile"
         if not (output / mark).is_file():
             raise ValueError(f"--output {output} holds other files and no {mark}; name a new folder")
+    prepare_out_dir(output.parent, "output")
 
 
 def upload(folder, repository, dry_run):

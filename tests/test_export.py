@@ -207,7 +207,7 @@ def test_what_was_not_exported_is_not_replaced(tmp_path):
         script("--import_from", tmp_path / "hf", "--output", path)
     assert path.read_bytes() == before
     for _ in range(2):  # an imported one is replaced
-        script("--import_from", tmp_path / "hf", "--output", tmp_path / "again.pth")
+        script("--import_from", tmp_path / "hf", "--output", tmp_path / "new/again.pth")
 
 
 def test_a_dry_run_uploads_nothing(tmp_path, capsys, monkeypatch):
