@@ -64,7 +64,7 @@ def source(typed):
 
 
 def check_target(output, form):
-    """Makes the folder of an output; ValueError if it is of another kind, or would replace what was not written here."""
+    """Makes the folder of an output; ValueError if it is of another kind or would replace what was not written here."""
     if form == "gguf":
         check_replaceable(output, ".gguf", (b"GGUF",))
     elif form == "pth":
