@@ -14,16 +14,15 @@ writes   nothing; with --out, one JSON line per prompt
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
-from cleaning.files import check_replaceable
+from cleaning.files import prepare_file
 from inference.chat import Conversation
 from inference.engine import Sampling, continued
 from inference.opening import add_int8_flag, add_model_flags, open_typed, told
 from inference.terminal import BEGINNINGS, QUESTIONS, asked, converse, read_prompts, show, typed_lines
 from model.int8 import to_int8
 from trainer import args
-from trainer.checkpoint import is_chat_stage, prepare_out_dir, write_atomically
+from trainer.checkpoint import is_chat_stage, write_atomically
 
 
 def parse(argv):
@@ -54,9 +53,8 @@ def opened(typed):
 
 def main(argv=None):
     typed, sampling = parse(argv)
-    if typed.out:
-        check_replaceable(typed.out, ".jsonl", (b'{"prompt": ',), [typed.prompts] if typed.prompts else [], "out")
-        prepare_out_dir(Path(typed.out).parent, "out")  # before minutes of writing
+    if typed.out:  # before minutes of writing
+        prepare_file(typed.out, ".jsonl", (b'{"prompt": ',), filter(None, [typed.prompts]), "out")
     prompts = read_prompts(typed.prompts) if typed.prompts else None
     model, tokenizer, path, chats = opened(typed)
     conversation = Conversation(model, tokenizer, sampling, typed.system, typed.history)

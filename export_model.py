@@ -16,7 +16,7 @@ Every export is loaded again and compared; one that computes something else is a
 
 from pathlib import Path
 
-from cleaning.files import check_replaceable
+from cleaning.files import prepare_file, prepare_folder_of
 from inference.export import save_hugging_face
 from inference.gguf_file import TYPES, save_gguf
 from inference.imports import import_folder, import_v1
@@ -25,7 +25,7 @@ from inference.opening import open_model
 from model.bin_data import read_sidecar
 from model.lora import merge_lora
 from trainer import args
-from trainer.checkpoint import describe, prepare_out_dir, save_weights, write_atomically
+from trainer.checkpoint import describe, save_weights, write_atomically
 
 
 def parse(argv):
@@ -63,10 +63,10 @@ def source(typed):
     return merge_lora(model), tokenizer, about, path
 
 
-def check_target(output, form):
+def prepare_target(output, form):
     """Makes the folder of an output; ValueError if it is of another kind or would replace what was not written here."""
     if form == "gguf":
-        check_replaceable(output, ".gguf", (b"GGUF",))
+        prepare_file(output, ".gguf", (b"GGUF",))
     elif form == "pth":
         about = read_sidecar(output)
         if output.exists() and "imported_from" not in about:
@@ -75,7 +75,7 @@ def check_target(output, form):
         mark = "config.json" if form == "hf" else "Modelfile"
         if not (output / mark).is_file():
             raise ValueError(f"--output {output} holds other files and no {mark}; name a new folder")
-    prepare_out_dir(output.parent, "output")
+    prepare_folder_of(output)
 
 
 def upload(folder, repository, dry_run):
@@ -93,7 +93,7 @@ def upload(folder, repository, dry_run):
 def main(argv=None):
     typed = parse(argv)
     output = Path(typed.output)
-    check_target(output, typed.format)
+    prepare_target(output, typed.format)
     model, tokenizer, about, path = source(typed)
     print(f"{path}: {model.n_params():,} parameters, {'experts' if model.cfg.use_moe else 'dense'}")
     if typed.format == "pth":

@@ -157,13 +157,10 @@ def writing(typed):
             other = 1 - share_equal(engine_writes(engine, ids[:, :20], 40), plain)
             # two nearly equal logits may change places in a format of 8 bits, and the text behind them is another
             allowed = 0.0 if runtime.dtype == torch.float32 else 0.5
-            told(f"other tokens, {'compiled ' * compiled}engine, {name}", other, allowed)
+            who = f"{'compiled ' * compiled}engine, {name}"
+            told(f"other tokens, {who}", other, allowed)
             if ids.is_cuda:
-                told(
-                    f"steps not recorded, {'compiled ' * compiled}engine, {name}",
-                    float(not engine.next_logits.kept),
-                    0.0,
-                )
+                told(f"no step recorded, {who}", float(not engine.next_logits.kept), 0.0)
 
 
 def pretrain(typed, folder, *flags):

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, compress
@@ -13,11 +12,11 @@ import numpy as np
 from cleaning.chat_rules import CHAT_RULES, chat_rules, ruled
 from cleaning.conversations import conversation_of
 from cleaning.encodings import ignore
-from cleaning.files import check_replaceable, prepare_folder_of, progress_meter, room_for, write_lines
+from cleaning.files import prepare_file, progress_meter, room_for, write_lines
 from cleaning.preferences import pair_of
 from cleaning.readers import Drops, expand_inputs, read_records, size_of
 from cleaning.rules import RuleSettings
-from cleaning.selection import parse_weights
+from cleaning.selection import check_named, check_once, parse_weights
 from cleaning.settings import knob
 from cleaning.spool import Spool, without_repeats
 
@@ -150,7 +149,6 @@ def clean(kind, sources, output, filters, seed=0, allow_empty=False, rules=(), p
         (number of records written, Drops, Counter of changes, records per source).
     """
     drops, folder, kinds = Drops(), Path(output).parent, {}
-    prepare_folder_of(output)
     read = pair_of if kind == "dpo" else partial(conversation_of, allow_empty=allow_empty)
     files = [expand_inputs(paths) for paths, _ in sources]
     with room_for(output), contextlib.ExitStack() as stack:
@@ -191,10 +189,7 @@ class ChatSettings:
     rules: list[str] = knob(list, f"rules that each text of a record meets, of {', '.join(CHAT_RULES)}")
 
     def __post_init__(self):
-        if self.input and self.mix:
-            raise ValueError("--input and --mix both name the raw files; give one of them")
-        if not (self.input or self.mix):
-            raise ValueError("name the raw files: --input PATH ..., or a mixture: --mix PATH:WEIGHT ...")
+        check_named(self.input, self.mix)
         if not 0 <= self.min_chinese <= 1:
             raise ValueError(f"--min_chinese {self.min_chinese} is not a share; give 0 to 1")
 
@@ -205,9 +200,9 @@ def run(kind, cfg, load_tokenizer, limits=None):
     weighted = [([path], weight) for path, weight in parse_weights(cfg.mix, "--mix")]
     sources = weighted or [(cfg.input, None)]
     files = [p for paths, _ in sources for p in expand_inputs(paths)]
-    if cfg.mix and len({os.path.realpath(p) for p in files}) < len(files):
-        raise ValueError("--mix names a file twice; each file belongs to one entry")
-    check_replaceable(cfg.output, ".jsonl", (b'{"conversations": ',), files)
+    if cfg.mix:
+        check_once(files)
+    prepare_file(cfg.output, ".jsonl", (b'{"conversations": ',), files)
     tokenizer = load_tokenizer(cfg.tokenizer)
     count_tokens = lambda texts: sum(map(len, tokenizer.encode_batch(texts)))  # noqa: E731
     filters = Filters(cfg.min_chinese, cfg.min_tokens, cfg.max_tokens, count_tokens)

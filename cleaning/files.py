@@ -30,7 +30,7 @@ def is_description(path):
         return False
 
 
-def prepare_folder_of(output):
+def prepare_folder_of(output, flag="output"):
     """Makes the folder that a file goes to and proves that it can be written, before work is spent."""
     folder = Path(output).parent
     try:
@@ -38,7 +38,30 @@ def prepare_folder_of(output):
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"cannot write to {folder}: {error.strerror}; choose another --output") from error
+        raise OSError(f"cannot write to {folder}: {error.strerror}; choose another --{flag}") from error
+
+
+def prepare_file(path, ending, begins, inputs=(), flag="output"):
+    """Makes the folder of an output; refuses one of another kind, or that would replace anything but an older one.
+
+    Args:
+        ending: what the name ends in, such as ".json".
+        begins: tuple of the bytes that a file of this kind begins with.
+        inputs: paths that are read.
+    Raises:
+        ValueError, OSError: before work is spent, with the flag to change.
+    """
+    path = Path(path)
+    if path.suffix != ending or path.is_dir():
+        raise ValueError(f"--{flag} {path} must end in {ending} and be no folder")
+    if os.path.realpath(path) in {os.path.realpath(p) for p in inputs}:
+        raise ValueError(f"--{flag} {path} is one of the inputs; choose another name")
+    if path.is_file():
+        with open(path, "rb") as file:
+            start = file.read(max(map(len, begins)))
+        if start and not start.startswith(begins):
+            raise ValueError(f"--{flag} {path} is there and holds something else; choose another name")
+    prepare_folder_of(path, flag)
 
 
 @contextlib.contextmanager
@@ -133,24 +156,3 @@ def progress_meter(total, label, unit="B"):
             )
 
     return update
-
-
-def check_replaceable(path, ending, begins, inputs=(), flag="output"):
-    """ValueError for an output whose name is of another kind, or that would replace anything but an older one.
-
-    Args:
-        ending: what the name ends in, such as ".json".
-        begins: tuple of the bytes that a file of this kind begins with.
-        inputs: paths that are read.
-    """
-    path = Path(path)
-    if path.suffix != ending or path.is_dir():
-        raise ValueError(f"--{flag} {path} must be the name of a file and end in {ending}")
-    if not path.is_file():
-        return
-    if os.path.realpath(path) in {os.path.realpath(p) for p in inputs}:
-        raise ValueError(f"--{flag} {path} is one of the inputs; choose another name")
-    with open(path, "rb") as file:
-        start = file.read(max(map(len, begins)))
-    if start and not start.startswith(begins):
-        raise ValueError(f"--{flag} {path} is there and was not written by this command; choose another name")

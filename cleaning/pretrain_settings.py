@@ -1,14 +1,13 @@
 """What `data_process.py pretrain` can be asked for, and what that means: which files, which mixture, which scorers."""
 
 import contextlib
-import os
 from dataclasses import dataclass
 
 from cleaning.minhash import NearDuplicates, check_near_duplicates
 from cleaning.readers import expand_inputs
 from cleaning.repeated_lines import RepeatedLines, check_repeated_lines
 from cleaning.scorer import load_scorer
-from cleaning.selection import ORDERS, Mixture, parse_weights
+from cleaning.selection import ORDERS, Mixture, check_named, check_once, parse_weights
 from cleaning.settings import knob
 
 
@@ -66,10 +65,7 @@ class PretrainSettings:
             raise ValueError("--anneal, --min_quality and --order quality need scores: --quality out/quality.npz")
         if self.dry_run and not self.rules:
             raise ValueError("--dry_run shows what rules would do; name them: --rules web, or --rules html pii ...")
-        if self.input and self.mix:
-            raise ValueError("--input and --mix both name the raw files; give one of them")
-        if not (self.input or self.mix):
-            raise ValueError("name the raw files: --input PATH ..., or a mixture: --mix PATH:WEIGHT ...")
+        check_named(self.input, self.mix)
         if self.mix and self.mix_domains:
             raise ValueError("--mix and --mix_domains are two mixtures; give one")
         if self.mix_domains and not self.domains:
@@ -98,10 +94,9 @@ def sources_of(cfg):
     """(files, group of each): those of --input, group 0, or of --mix with a group for each of its entries."""
     names = [name for name, _ in parse_weights(cfg.mix, "--mix")]
     groups = [expand_inputs(name) for name in names] if names else [expand_inputs(cfg.input)]
-    files = {os.path.realpath(path): (path, number) for number, paths in enumerate(groups) for path in paths}
-    if sum(map(len, groups)) > len(files):
-        raise ValueError("--mix names a file twice; each file belongs to one entry")
-    return [path for path, _ in files.values()], [number for _, number in files.values()]
+    files = [path for paths in groups for path in paths]
+    check_once(files)
+    return files, [number for number, paths in enumerate(groups) for _ in paths]
 
 
 def mixture_of(cfg, groups):

@@ -4,6 +4,7 @@ What is kept in memory is a number a document for each question that is asked: 1
 60 bytes for mixtures and orders. Nothing here depends on how many processes made the parts.
 """
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,20 @@ def leave_out(reason, part, document, drops, tokenizer):
     text = "" if reason in drops.first else part.excerpt(document, tokenizer)
     line = 0 if reason in drops.first else int(part.column("line")[document])
     drops.add(reason, part.about["file"], line, text)
+
+
+def check_named(inputs, mix):
+    """ValueError unless one of --input and --mix names the raw files."""
+    if inputs and mix:
+        raise ValueError("--input and --mix both name the raw files; give one of them")
+    if not (inputs or mix):
+        raise ValueError("name the raw files: --input PATH ..., or a mixture: --mix PATH:WEIGHT ...")
+
+
+def check_once(files):
+    """ValueError if two entries of --mix mean one of these files."""
+    if len({os.path.realpath(path) for path in files}) < len(files):
+        raise ValueError("--mix names a file twice; each file belongs to one entry")
 
 
 def parse_weights(entries, flag, what="PATH"):

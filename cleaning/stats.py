@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cleaning.binfile import sidecar_of
 from cleaning.encodings import ignore
-from cleaning.files import STATISTICS, is_description, prepare_folder_of, progress_meter, relative, write_files
+from cleaning.files import STATISTICS, prepare_file, progress_meter, relative, write_files
 from cleaning.histogram import ERROR
 from cleaning.normalize import mark_new
 from cleaning.packed import packed_batches
@@ -45,12 +45,8 @@ def check(cfg):
     """Raises ValueError for flags that make no sense."""
     if not cfg.input:
         raise ValueError("no input: name at least one file or folder with --input")
-    if cfg.output and not cfg.output.endswith(".json"):
-        raise ValueError(f"--output {cfg.output} must end in .json")
-    if cfg.output and Path(cfg.output).resolve() in {Path(p).resolve() for p in cfg.input}:
-        raise ValueError(f"--output {cfg.output} is one of the inputs; choose another name")
-    if cfg.output and Path(cfg.output).exists() and not is_description(cfg.output):
-        raise ValueError(f"--output {cfg.output} is there and holds something else; choose another name")
+    if cfg.output:
+        prepare_file(cfg.output, ".json", (f'{{\n "format": "{STATISTICS}"'.encode(),), cfg.input)
     count_workers(cfg.num_workers, 0)
 
 
@@ -198,8 +194,6 @@ def stats(cfg, load_tokenizer):
         load_tokenizer: a function of a module, because workers get it by name.
     """
     check(cfg)
-    if cfg.output:
-        prepare_folder_of(cfg.output)
     figures, drops = statistics(cfg.input, load_tokenizer, cfg.tokenizer, cfg.field, cfg.num_workers)
     print(report(figures, drops))
     if cfg.output:

@@ -18,20 +18,19 @@ import shlex
 import sys
 import unicodedata
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from cleaning.files import check_replaceable
+from cleaning.files import prepare_file
 from cleaning.grams import finders, normalised, runs_of
 from evaluation.exams import read_exam
 from evaluation.intervals import wilson
 from evaluation.texts import Text, bin_documents, data_files, groups, text_documents
 from model.bin_data import tokenizer_for
 from trainer import args
-from trainer.checkpoint import prepare_out_dir, provenance, save_json
+from trainer.checkpoint import provenance, save_json
 
 BATCH = 1 << 20  # bytes of text that are searched together
 BETWEEN = "\0"  # stands between documents; no normalised text holds it
@@ -149,8 +148,7 @@ def main(argv=None):
         if file.suffix == ".bin":
             tokenizer_for(file, typed.tokenizer)
     if typed.output:
-        check_replaceable(typed.output, ".json", (b"{\n", b"[\n"), files)
-        prepare_out_dir(Path(typed.output).parent, "output")
+        prepare_file(typed.output, ".json", (b"{\n", b"[\n"), files)
     grams = finders({run for q in questions for run in runs_of(normalised(q.text), typed.n)})
     searched, found = {}, {}
     for file in files:

@@ -26,12 +26,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from cleaning.files import check_replaceable
+from cleaning.files import prepare_file
 from evaluation.texts import bin_documents, data_files, groups, text_documents
 from model.bin_data import read_sidecar
 from model.int8 import to_int8
 from trainer import args
-from trainer.checkpoint import newest, open_checkpoint, prepare_out_dir, provenance, save_json
+from trainer.checkpoint import newest, open_checkpoint, provenance, save_json
 from trainer.runtime import Runtime, choose_device, choose_dtype
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}  # positions scored at once; on a CPU what fits into its cache
@@ -248,8 +248,7 @@ def main(argv=None):
     runtime = Runtime(device, choose_dtype(typed.dtype, device)[0])
     models = [Path(p) for p in typed.model or [newest(typed.out_dir)]]
     if typed.output:
-        check_replaceable(typed.output, ".json", (b"{\n", b"[\n"), files)
-        prepare_out_dir(Path(typed.output).parent, "output")
+        prepare_file(typed.output, ".json", (b"{\n", b"[\n"), files)
     for path in models[1:]:  # what is wrong with the second is told before hours go into the first
         prepare(path, files, typed, "cpu")
     results = [evaluate(path, files, typed, runtime) for path in models]

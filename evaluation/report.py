@@ -11,11 +11,11 @@ writes   --output, a single .html file that loads nothing else
 import time
 from pathlib import Path
 
-from cleaning.files import check_replaceable
+from cleaning.files import prepare_file
 from evaluation.report_data import read_all
 from evaluation.report_page import page
 from trainer import args
-from trainer.checkpoint import prepare_out_dir, write_atomically
+from trainer.checkpoint import write_atomically
 
 
 def date_of(found):
@@ -44,8 +44,7 @@ def main(argv=None):
         hint = f"there is something in {', '.join(deeper)}" if deeper else "train something first: make demo"
         raise ValueError(f"{typed.out_dir} holds nothing to report; {hint}")
     output = Path(typed.output or found.out_dir / "report.html")
-    check_replaceable(output, ".html", (b"<!doctype html>",), typed.data)
-    prepare_out_dir(output.parent, "output" if typed.output else "out_dir")
+    prepare_file(output, ".html", (b"<!doctype html>",), typed.data, "output" if typed.output else "out_dir")
     text = page(found, date_of(found))
     write_atomically(output, lambda f: f.write(text.encode("utf-8")))
     for problem in found.problems:

@@ -245,7 +245,6 @@ class Engine:
             keep = self.limit if request.sampling.overflow == "stop" else self.limit - 1
             ids = request.ids if len(request.ids) <= keep else request.ids[-max(self.limit // 2, 1) :]
             read += self.prefill.add(len(self.running) - 1, ids, self.reuse)
-        self.prefill.flush()
 
     def _write(self):
         """One forward pass for all that run: reads each one's last id and writes its next."""

@@ -34,7 +34,8 @@ class Recorded:
     """Takes the place of inference.engine.next_logits for one model and one SlotCache.
 
     Texts are padded to the next power of two, in slots that nobody uses: what is read there goes to the last position,
-    from which no text is ever taken over. A step that cannot be recorded is taken as it is from then on.
+    from which no text is ever taken over. A step writes to it also while it is recorded. One that cannot be recorded is
+    taken as it is from then on.
 
     Args:
         step: next_logits, compiled or not. cache: the SlotCache.
@@ -43,7 +44,7 @@ class Recorded:
 
     def __init__(self, step, cache, record=record_cuda):
         self.step, self.cache, self.record = step, cache, record
-        self.kept = {}  # (rows, positions): (replay, tokens, positions, logits)
+        self.kept = {}  # (rows, positions): (tokens, positions, replay, logits)
 
     def __call__(self, model, tokens, keys, values, positions, longest):
         """As next_logits; the logits are overwritten by the next call."""
@@ -52,17 +53,15 @@ class Recorded:
         count, capacity = len(tokens), self.cache.capacity
         rows = min(1 << (count - 1).bit_length(), len(self.cache.texts))
         shape = rows, min(-(-longest // SPAN) * SPAN, capacity)
-        fresh = None, tokens.new_zeros(rows, 1), positions.new_zeros(rows, 1), None
-        replay, own_tokens, own_positions, logits = self.kept.get(shape, fresh)
-        own_tokens[:count], own_positions[:count], own_positions[count:] = tokens, positions, capacity - 1
-        if replay is None:
-            step = partial(self.step, model, own_tokens, keys, values, own_positions, shape[1])
+        if shape not in self.kept:
+            own = tokens.new_zeros(rows, 1), positions.new_full((rows, 1), capacity - 1)
             try:
-                replay, logits = self.record(step)
+                self.kept[shape] = *own, *self.record(partial(self.step, model, own[0], keys, values, own[1], shape[1]))
             except RuntimeError as error:
                 self.record = None
                 warnings.warn(f"the step cannot be recorded as a CUDA graph ({error}); going on without", stacklevel=2)
                 return self.step(model, tokens, keys, values, positions, longest)
-            self.kept[shape] = replay, own_tokens, own_positions, logits
+        own_tokens, own_positions, replay, logits = self.kept[shape]
+        own_tokens[:count], own_positions[:count], own_positions[count:] = tokens, positions, capacity - 1
         replay()
         return logits[:count]

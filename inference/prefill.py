@@ -19,8 +19,7 @@ class Prefill:
 
     def __init__(self, model, cache):
         self.model, self.cache, self.first = model, cache, 0
-        self.waiting = []  # (ids to be read, number of ids in front of them) of slots first, first + 1, …
-        self.texts = []  # what these slots will hold
+        self.waiting = []  # (text, how many of its first ids are there) of slots first, first + 1, …
         self.pass_costs = PASS.get(cache.keys[0].device.type, PASS_ELSEWHERE)
 
     def add(self, slot, ids, reuse):
@@ -32,32 +31,30 @@ class Prefill:
         if reuse and self._gains_by_waiting(ids):
             self.flush()
         start = self.cache.begin(slot, ids, reuse)
-        new = ids[start:-1]
-        if not new or not self._fits(slot, len(new)):
+        count = len(ids) - 1 - start
+        if not count or not self._fits(slot, count):
             self.flush()
-        if new:
+        if count:
             self.first = slot - len(self.waiting)
-            self.waiting.append((new, start))
-            self.texts.append(ids)
-        return len(new)
+            self.waiting.append((ids, start))
+        return count
 
     def _gains_by_waiting(self, ids):
         """Whether a text that is read with the next pass begins like `ids` for longer than a pass costs."""
-        gains = (common_prefix(text, ids) - start for text, (_, start) in zip(self.texts, self.waiting))
-        return max(gains, default=0) >= self.pass_costs
+        return any(common_prefix(text, ids) - start >= self.pass_costs for text, start in self.waiting)
 
     def _fits(self, slot, count):
         """Whether a slot lies behind the others, and padding costs less than a pass of its own."""
         if not self.waiting:
             return True
-        sizes = [len(new) for new, _ in self.waiting]
+        sizes = [len(text) - 1 - start for text, start in self.waiting]
         padding = (len(sizes) + 1) * max(*sizes, count) - len(sizes) * max(sizes) - count
         return slot == self.first + len(sizes) and padding <= self.pass_costs
 
     def flush(self):
         """Reads what waits, in one forward pass."""
         if self.waiting:
-            tokens, rows = self.cache.rows(self.first, [new for new, _ in self.waiting])
+            tokens, rows = self.cache.rows(self.first, [text[start:-1] for text, start in self.waiting])
             # no logits are wanted: of the last layer only keys and values are
             self.model.states(tokens, cache=rows, tree=rows, at=tokens.new_zeros(len(tokens), 1))
-            self.waiting, self.texts = [], []
+            self.waiting = []

@@ -361,7 +361,7 @@ def test_a_mix_has_its_ratio_repeats_nothing_and_is_the_same_for_a_seed(tmp_path
 def test_a_file_that_was_not_written_by_this_command_is_not_replaced(tmp_path):
     file, output = write(tmp_path / "zh.jsonl", numbered(3)), tmp_path / "out.jsonl"
     output.write_text('{"text": "mine"}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="out.jsonl is there and was not written by this command"):
+    with pytest.raises(ValueError, match="out.jsonl is there and holds something else"):
         data_process.main(["sft", "--input", str(file), "--output", str(output)])
     assert output.read_text(encoding="utf-8") == '{"text": "mine"}\n'
     output.unlink()

@@ -196,7 +196,7 @@ def test_what_was_not_exported_is_not_replaced(tmp_path):
     for output, form, words in (
         ("raw", "hf", "holds other files and no config.json"),
         ("raw", "ollama", "holds other files and no Modelfile"),
-        ("a.gguf", "gguf", "was not written by this command"),
+        ("a.gguf", "gguf", "holds something else"),
         ("a.bin", "gguf", "end in .gguf"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -332,7 +332,7 @@ def test_broken_files_are_named_and_cost_nothing_else(out, capsys):
 def test_only_a_page_is_replaced_by_a_page(out, tmp_path, capsys):
     raw = tmp_path / "raw.html"
     raw.write_text("mine", encoding="utf-8")
-    for output, words in ((raw, "was not written by this command"), (tmp_path / "a.json", "end in .html")):
+    for output, words in ((raw, "holds something else"), (tmp_path / "a.json", "end in .html")):
         with pytest.raises(SystemExit) as stopped:
             run(report.main, ["--out_dir", str(out), "--output", str(output)])
         assert stopped.value.code == 1 and words in capsys.readouterr().err

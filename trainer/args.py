@@ -127,10 +127,7 @@ def make_parser(doc):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, to be heeded as ctrl-C is: what is open is closed, and told where it can be gone on with."""
-
-    def __init__(self, *_):
-        super().__init__(128 + signal.SIGTERM)
+    """SIGTERM, to be heeded as ctrl-C is: what is open is closed. Carries the exit code that shells expect."""
 
 
 @contextlib.contextmanager
@@ -138,7 +135,7 @@ def sigterm_heeded():
     """A context in which SIGTERM raises Terminated; a training loop has a handler of its own inside."""
 
     def terminate(number, frame):
-        raise Terminated
+        raise Terminated(128 + number)
 
     main_thread = threading.current_thread() is threading.main_thread()  # only there Python lets signals be handled
     before = signal.signal(signal.SIGTERM, terminate) if main_thread else None
