@@ -6,9 +6,10 @@
 prints   a Markdown table, machine and date named; --json FILE keeps the numbers
 
 All write greedily from the same random prompts of one length, prefill counted. The plain loop is this model in fp32
-with a cache that torch.cat lets grow; transformers runs the exported model (inference/export.py). Both need equal
-lengths and keep a row until the whole batch ends; the engine needs neither, and its time includes making text. Variants
-take turns in every round. On a CPU that other jobs use too, --threads 1 counts CPU time instead of time on the wall.
+with torch's own Linear and a cache that torch.cat lets grow; transformers runs the exported model
+(inference/export.py). Both need equal lengths and keep a row until the whole batch ends; the engine needs neither, and
+its time includes making text. Variants take turns in every round. On a CPU that other jobs use too, --threads 1 counts
+CPU time instead of time on the wall.
 """
 
 import copy
@@ -21,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started as a file, the project's root is not there
 
 import torch
+from torch import nn
 
 from inference.engine import Engine, Sampling
 from inference.export import to_stock_model
@@ -60,6 +62,15 @@ class GrowingCache:
     def advance(self, count):
         """As KVCache.advance."""
         self.length += count
+
+
+def with_plain_products(model):
+    """A copy of the model whose layers multiply as torch.nn.Linear does, with the same weights."""
+    plain = copy.deepcopy(model)
+    for layer in plain.modules():
+        if isinstance(layer, nn.Linear):
+            layer.__class__ = nn.Linear
+    return plain
 
 
 @torch.inference_mode()
@@ -161,6 +172,7 @@ def main(argv=None):
         raise ValueError(
             f"--prompt {typed.prompt} and --new {typed.new} must be at least 1 and fit into {model.cfg.max_seq_len}"
         )
+    plain = with_plain_products(model)
     models = {"fp32": (model, to_stock_model(model, tokenizer).to(device))}
     if has_bf16(device):
         models["bf16"] = tuple(copy.deepcopy(m).to(torch.bfloat16) for m in models["fp32"])
@@ -169,7 +181,7 @@ def main(argv=None):
     records = []
     for batch in typed.batch:
         prompts = torch.randint(3, model.cfg.vocab_size, (batch, typed.prompt), device=device)
-        variants = {PLAIN: lambda p=prompts: plain_loop(model, p, typed.new)}
+        variants = {PLAIN: lambda p=prompts: plain_loop(plain, p, typed.new)}
         for dtype, (own, stock) in models.items():
             variants[f"{STOCK}, {dtype}"] = lambda s=stock, p=prompts: stock_generate(s, p, typed.new)
             for compiled in (False,) if typed.eager else (False, True):

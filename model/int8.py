@@ -7,9 +7,9 @@ Source: Dettmers et al. 2022, arXiv:2208.07339, section 2 (absmax, a scale per r
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from model.linear import product
 from model.lora import merge_lora
 
 
@@ -31,7 +31,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x):
         """x (…, C) → (…, O)."""
-        return (F.linear(x, self.weight.to(x.dtype)).float() * self.scale).to(x.dtype)
+        return (product(x, self.weight.to(x.dtype)).float() * self.scale).to(x.dtype)
 
 
 class Int8Embedding(nn.Module):

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from model.dropout import dropout
 from model.huggingface import from_stock, own_name, stock_name, to_stock
+from model.linear import Linear, product
 from model.LMConfig import check_knobs, knob
 
 PREFIX = "base_model.model."  # PEFT's name for "inside the wrapped model"
@@ -66,8 +66,8 @@ class LoRALinear(nn.Module):
 
     def forward(self, x):
         """(…, in) → (…, out)."""
-        thin = F.linear(dropout(x, self.dropout, self.training), self.lora_A)
-        return F.linear(x, self.weight) + self.scale * F.linear(thin, self.lora_B)
+        thin = product(dropout(x, self.dropout, self.training), self.lora_A)
+        return product(x, self.weight) + self.scale * product(thin, self.lora_B)
 
     @torch.no_grad()
     def merged(self):
@@ -107,7 +107,8 @@ def remove_lora(model):
     for name, module in adapted(model).items():
         parent, _, last = name.rpartition(".")
         rows, columns = module.weight.shape
-        linear = nn.Linear(columns, rows, bias=False, device="meta")
+        with torch.device("meta"):
+            linear = Linear(columns, rows)
         linear.weight = module.weight
         setattr(model.get_submodule(parent), last, linear)
     return model

@@ -12,7 +12,6 @@ from inference.request import Request
 from inference.text import TextStream
 from model.chat import load_tokenizer
 from model.kv_cache import KVCache, SlotCache
-from model.linear import Linear
 from model.LMConfig import LMConfig
 from model.model import Transformer
 
@@ -385,21 +384,6 @@ def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(model, tokenizer):
     with pytest.warns(UserWarning, match="cannot be recorded as a CUDA graph .operation not permitted"):
         [heard] = finished(engine, [Heard([1, 9], greedy(9))])
     assert heard.ids == list(generate(model, [1, 9], greedy(9), (tokenizer.eos_id,)))
-
-
-@torch.no_grad()
-def test_a_product_with_one_row_is_a_sum_where_it_is_compiled():
-    graphs, layer = [], Linear(8, 5)
-
-    def backend(graph, inputs):
-        graphs.append({node.target for node in graph.graph.nodes})
-        return graph.forward
-
-    compiled = torch.compile(layer, backend=backend)
-    for rows in (1, 2):
-        x = torch.randn(1, rows, 8)
-        torch.testing.assert_close(compiled(x), x @ layer.weight.T)
-    assert [torch.nn.functional.linear in graph for graph in graphs] == [False, True]
 
 
 def test_the_benchmark_prints_its_table(monkeypatch, capsys, tmp_path):
