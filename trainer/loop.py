@@ -20,7 +20,7 @@ from trainer.losses import language_model_loss
 from trainer.metrics import Log, Meter, describe_run, start_wandb, training_line, validation_line
 from trainer.optim import set_learning_rate
 from trainer.profiling import Profiler
-from trainer.reference import judged, reference_for
+from trainer.reference import judged, like_steps, reference_for
 from trainer.run import Run
 from trainer.runtime import Stopped, StopSignal, begin_worker, choose_compile, seed_step
 from trainer.sampler import RowOrder, StepSampler
@@ -173,8 +173,9 @@ def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss
             "To train more, raise --epochs or --max_steps; to start over: --fresh"
         )
         return run.progress
-    run.reference = None if cfg.init_from else reference_for(model.cfg, stage, tokenizer.hash)
-    describe_run(run)
+    curve = None if cfg.init_from else reference_for(model.cfg, stage, tokenizer.hash)
+    run.reference = curve if curve and like_steps(curve, run.tokens_per_step) else None
+    describe_run(run, curve)
     compiled, reason = choose_compile(cfg.compile, runtime.device, run.total)
     runtime.say(f"compile   {'on' if compiled else 'off'}: {reason}")
     if compiled:

@@ -16,7 +16,7 @@ except ImportError:  # Windows
 
 from trainer.checkpoint import write_atomically
 from trainer.flops import flops_per_token, peak_flops
-from trainer.reference import BAND, TRACKS, judged
+from trainer.reference import BAND, TRACKS, judged, like_steps
 
 
 def duration(seconds):
@@ -222,8 +222,17 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def describe_run(run):
-    """Says what will happen, before it does."""
+def reference_line(curve, tokens_per_step):
+    """What a run with steps of so many tokens is told of the recorded curve of its shape."""
+    about = f"{curve['file']}: {curve['data']}, up to {curve['tokens'][-1] / 1e6:.1f} M tokens"
+    if like_steps(curve, tokens_per_step):
+        return f"{about}; a loss within {BAND:.0%} of it is normal"
+    theirs = curve["tokens_per_step"]
+    return f"{about}; not compared, its steps are of {theirs:,} tokens and these of {tokens_per_step:,}"
+
+
+def describe_run(run, curve=None):
+    """Says what will happen, before it does; curve: the recorded one of its shape, compared with or not."""
     cfg, runtime, lm = run.cfg, run.runtime, run.model.cfg
     kind = f"{lm.n_routed_experts} experts, {lm.num_experts_per_tok} per token" if lm.use_moe else "dense"
     where = f"{runtime.device}" + (f" x {runtime.world}" if runtime.world > 1 else "")
@@ -239,19 +248,15 @@ def describe_run(run):
             f"optimizer state, {saved:.1f} MB less than for all; gradients: {saved / 2:.1f} MB less"
         )
     runtime.say(f"device    {where}, {str(runtime.dtype).removeprefix('torch.')} (--dtype {cfg.dtype})")
-    if run.reference:
-        about = run.reference
-        runtime.say(
-            f"reference {about['file']}: {about['data']}, up to {about['tokens'][-1] / 1e6:.1f} M tokens; "
-            f"a loss within {BAND:.0%} of it is normal"
-        )
+    if curve:
+        runtime.say(f"reference {reference_line(curve, run.tokens_per_step)}")
     rows, T = len(run.data.train_rows), run.data.train.T
     runtime.say(
         f"data      {rows:,} rows of {T} ({run.data.train.fill:.1%} real tokens), "
         f"{len(run.data.val_rows):,} for validation"
     )
     runtime.say(
-        f"plan      {run.total:,} steps of {run.order.rows_per_step} rows ({run.order.rows_per_step * T:,} tokens), "
+        f"plan      {run.total:,} steps of {run.order.rows_per_step} rows ({run.tokens_per_step:,} tokens), "
         f"{run.order.steps_per_epoch:,} steps an epoch, "
         f"{cfg.optimizer}, {cfg.schedule} from {cfg.learning_rate:g}"
     )

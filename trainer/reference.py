@@ -1,4 +1,4 @@
-"""Is my loss normal? A run is compared with one of its shape and tokenizer, recorded in benchmarks/reference/*.json."""
+"""Is my loss normal? A run is compared with a recorded one of its shape and tokenizer (benchmarks/reference/*.json)."""
 
 import bisect
 import json
@@ -8,6 +8,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks" / "reference"
 SHAPE = ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "vocab_size", "use_moe")
 TRACKS = "tracks it"
 BAND = 0.08  # other text, rates and row lengths move a normal loss by this share
+STEPS_ALIKE = 2  # times as many tokens a step: of a larger step a token teaches less
 
 
 def reference_for(cfg, stage, tokenizer_hash):
@@ -26,6 +27,11 @@ def reference_for(cfg, stage, tokenizer_hash):
         if curve["shape"] == own and curve["tokenizer_hash"] == tokenizer_hash:
             return {**curve, "file": file.name}
     return None
+
+
+def like_steps(curve, tokens_per_step):
+    """Whether a run with steps of so many tokens can be compared with a curve: theirs are about as large."""
+    return 1 / STEPS_ALIKE <= tokens_per_step / curve["tokens_per_step"] <= STEPS_ALIKE
 
 
 def loss_at(curve, tokens):
@@ -56,11 +62,13 @@ def curve_of(log, description):
         description: dict.
     """
     trained = {r["step"]: r["tokens"] for r in log if "tokens" in r}
+    last = max(trained)
     points = [(trained[r["step"]], r["val_loss"]) for r in log if "val_loss" in r and r["step"] in trained]
     settings = description["settings"]
     return {
         "shape": {name: description["config"][name] for name in SHAPE},
         "tokenizer_hash": description["tokenizer_hash"],
+        "tokens_per_step": round(trained[last] / last),
         "tokens": [tokens for tokens, _ in points],
         "val_loss": [loss for _, loss in points],
         "settings": {k: settings[k] for k in ("optimizer", "learning_rate", "schedule", "max_steps", "doc_mask")},

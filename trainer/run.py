@@ -94,6 +94,11 @@ class Run:
         self.reference = None  # a recorded curve to compare with
         self.peak = peak_flops(runtime.device, runtime.dtype) * runtime.world
 
+    @property
+    def tokens_per_step(self):
+        """Positions in the rows of one optimizer step, on all devices."""
+        return self.order.rows_per_step * self.data.train.T
+
     def identity(self):
         """What must be equal for a run to be the same run."""
         return {
