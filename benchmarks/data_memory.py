@@ -7,7 +7,6 @@ its characters are made others, the same for the same seed, so that no text occu
 of the resident sets of a command's processes, looked at every 50 ms; pages they share count in each.
 """
 
-import argparse
 import json
 import random
 import subprocess
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started as a 
 
 from cleaning.conversations import conversation_of
 from cleaning.readers import Drops, expand_inputs, read_records, read_texts
+from trainer.args import make_parser, run
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
@@ -67,14 +67,14 @@ def peak_of(command):
     return most, time.perf_counter() - start
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv=None):
+    parser = make_parser(__doc__)
     parser.add_argument("--data_path", nargs="+", required=True, help="raw texts to vary")
     parser.add_argument("--chats", nargs="+", help="raw chats to vary, for sft")
     parser.add_argument("--megabytes", type=int, nargs=2, default=[400, 4096], help="sizes (default: 400 4096)")
     parser.add_argument("--only", nargs="+", default=list(COMMANDS), choices=list(COMMANDS), help="commands to run")
     parser.add_argument("--folder", help="where the corpora are made (default: the system's temporary folder)")
-    cfg = parser.parse_args()
+    cfg = parser.parse_args(argv)
     texts = list(read_texts(cfg.data_path, Drops()))
     chats = [r for p in (expand_inputs(cfg.chats) if cfg.chats else []) for _, r in read_records(p, Drops())]
     chats = [chat for chat in (conversation_of(record)[0] for record in chats) if chat]
@@ -105,4 +105,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -11,7 +11,6 @@ same speed at any size. Then the same with flags that cost time.
 `sft`: the share is of real tokens among all slots of the rows; a padded row holds one conversation, cut to its length.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -30,6 +29,7 @@ import data_process
 from cleaning.readers import expand_inputs
 from model.chat import DEFAULT_TOKENIZER, load_tokenizer
 from model.dataset import SFTDataset
+from trainer.args import make_parser, run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,17 +105,17 @@ def measure_sft(cfg):
         print(f"{f'rows of {cfg.max_seq_len}, padded':<32} {len(lengths):>12,}  {padded:>10.1%} real tokens")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv=None):
+    parser = make_parser(__doc__)
     parser.add_argument("what", choices=["pretrain", "sft"])
     parser.add_argument("--data_path", nargs="+", required=True, help="files or folders")
     parser.add_argument("--max_seq_len", type=int, default=512, help="sft: positions per row (default: 512)")
     parser.add_argument("--rounds", type=int, default=3, help="pretrain: how often each is run (default: 3)")
     parser.add_argument("--share", type=float, default=0.25, help="pretrain: see above (default: 0.25)")
     parser.add_argument("--tokenizer", default=str(DEFAULT_TOKENIZER), help="tokenizer folder")
-    cfg = parser.parse_args()
+    cfg = parser.parse_args(argv)
     {"pretrain": measure_pretrain, "sft": measure_sft}[cfg.what](cfg)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -7,7 +7,6 @@ A copy differs in 1 to 30 % of its characters, in one kind of edit or several: c
 one by one or in runs, and sentences moved. The oracle compares Python sets of strings; nothing in it is hashed.
 """
 
-import argparse
 import sys
 import time
 import tracemalloc
@@ -22,6 +21,7 @@ from cleaning.minhash import NearDuplicates, band_keys, bands_and_rows, chance_f
 from cleaning.near_duplicates import drop_mask
 from cleaning.readers import Drops, expand_inputs, read_located
 from cleaning.shingles import folded
+from trainer.args import make_parser, run
 
 BATCH = 500  # documents whose keys are made together
 SHORTEST, LONGEST = 60, 10_000  # characters of a document that gets a copy: below, one edit is more than 1 %
@@ -154,8 +154,8 @@ def show_clusters(texts, settings, largest, excerpt):
             print(f"{'':<38} {texts[i][begin : begin + excerpt]!r}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv=None):
+    parser = make_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", nargs="+", help="files or folders of texts that get copies")
     source.add_argument("--clusters", nargs="+", help="files or folders whose largest clusters are shown")
@@ -165,7 +165,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     parser.add_argument("--largest", type=int, default=20, help="clusters that are shown (default: 20)")
     parser.add_argument("--excerpt", type=int, default=60, help="characters shown of each text (default: 60)")
-    cfg = parser.parse_args()
+    cfg = parser.parse_args(argv)
     settings = NearDuplicates(similarity=cfg.similarity, shingle=cfg.shingle)
     check_near_duplicates(settings)
     texts = [text for _, _, text in read_located(expand_inputs(cfg.data or cfg.clusters), Drops())]
@@ -176,4 +176,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

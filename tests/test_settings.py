@@ -2,13 +2,16 @@
 
 import argparse
 import dataclasses
+import importlib.machinery
 import json
 import math
 import os
 import platform
 import re
 import signal
+import sys
 import time
+import types
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +69,8 @@ def test_a_field_of_many_values_takes_them_all_and_shows_none_as_its_default():
     parser = parser_of(Several)
     assert parser.parse_args(["--rules", "a", "b"]).rules == ["a", "b"] and parser.parse_args([]).rules == []
     assert "which (default: none)" in parser.format_help()
+    with pytest.raises(SystemExit):  # it would do nothing, unnoticed
+        parser.parse_args(["--rules"])
 
 
 @pytest.mark.parametrize("steps", [1, 7, 80, 999])
@@ -83,6 +88,39 @@ def test_numbers_keep_their_type_and_bad_ones_are_refused(capsys):
             parser_of(TrainConfig).parse_args(bad)
         assert left.value.code == 2
     assert "maybe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("a.py --batchsize 8", "unrecognized arguments: --batchsize 8; for --batchsize, did you mean --batch_size?"),
+        ("a.py --epochs=3 --lerning-rate=1", "--lerning-rate=1; for --lerning-rate, did you mean --learning-rate?"),
+        ("a.py sft --dom_mask", "unrecognized arguments: --dom_mask; for --dom_mask, did you mean --doc_mask?"),
+        ("a.py --xyz more", "unrecognized arguments: --xyz more\n"),
+        ("a.py --epochs two", "argument --epochs: invalid int value: 'two'\n"),
+    ],
+)
+def test_a_mistyped_flag_is_one_line_with_the_one_that_was_meant(monkeypatch, capsys, typed, words):
+    monkeypatch.setattr(sys, "argv", typed.split())
+    monkeypatch.setattr(sys, "modules", {**sys.modules, "__main__": types.ModuleType("__main__")})
+    parser = args.make_parser("About.")
+    args.add_fields(parser, TrainConfig)
+    if "sft" in typed:
+        args.add_fields(parser.add_subparsers().add_parser("sft"), SFTConfig)
+    with pytest.raises(SystemExit) as left:
+        parser.parse_args(typed.split()[1:])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and words in said and said.startswith("error: ")
+    assert said.endswith(f"\nall flags: python a.py{' sft' * ('sft' in typed)} --help\n") and said.count("\n") == 2
+
+
+def test_a_program_is_named_as_it_was_started(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["some/1-pretrain.py"])
+    main = types.ModuleType("__main__")
+    monkeypatch.setattr(sys, "modules", {**sys.modules, "__main__": main})
+    assert args.make_parser("").prog == "python some/1-pretrain.py"
+    main.__spec__ = importlib.machinery.ModuleSpec("evaluation.report", None)
+    assert args.make_parser("").prog == "python -m evaluation.report"
 
 
 def test_a_misspelt_default_stops_at_start():

@@ -7,6 +7,7 @@ A field made with `knob` is the flag, its help and its record in the checkpoint.
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import io
 import os
 import signal
@@ -95,7 +96,7 @@ def add_fields(parser, cls, defaults=None, unset=False, without=()):
         default = defaults.pop(f.name, f.default_factory() if several else f.default)
         told = f" (default: {' '.join(default) or 'none' if several else default})"
         kwargs = {"help": f"{f.metadata['help']}{told}".replace("%", "%%"), "default": default}
-        kwargs |= {"nargs": "*"} if several else {}
+        kwargs |= {"nargs": "+"} if several else {}
         if unset:
             kwargs["default"] = argparse.SUPPRESS
         kind = flag_type(hints[f.name])
@@ -119,9 +120,33 @@ def split(typed, *classes):
     return [{f.name: typed[f.name] for f in dataclasses.fields(cls) if f.name in typed} for cls in classes]
 
 
+class Parser(argparse.ArgumentParser):
+    """Errors of a command line in one line, with the flag that was meant, instead of behind all flags there are."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's, but whatever is left over is an error, in the command that it was typed behind."""
+        typed, rest = super().parse_known_args(args, namespace)
+        if rest:
+            flags = [word.partition("=")[0] for word in rest if word.startswith("-")]
+            near = [difflib.get_close_matches(flag, self._option_string_actions, n=1) for flag in flags]
+            meant = "".join(f"; for {flag}, did you mean {found[0]}?" for flag, found in zip(flags, near) if found)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
+        return typed, rest
+
+    def error(self, message):
+        """Exits with 2."""
+        self.exit(2, f"error: {message}\nall flags: {self.prog} --help\n")
+
+
+def started_as():
+    """The beginning of the command line, as it was typed: python 1-pretrain.py, python -m evaluation.report."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec else f"python {sys.argv[0]}"
+
+
 def make_parser(doc):
     """An argument parser whose --help shows the script's own docstring, with --debug for the traceback."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=started_as(), description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
     return parser
 
