@@ -1,7 +1,8 @@
 """Raw text → the tokenizer of a model: byte-level BPE, with the chat template in its configuration.
 
 reads   --data_path: .jsonl .json .csv .txt .parquet, plain or .gz, files or folders; instruction data too
-writes  tokenizer.json, tokenizer_config.json (stock AutoTokenizer loads the folder) and report.json, its figures
+writes  tokenizer.json, tokenizer_config.json (stock AutoTokenizer loads the folder) and report.json, its figures; into
+        replaced_<hash> the tokenizer that was there, if it is another
 run     python train_tokenizer.py --data_path dataset/raw --vocab_size 6400 --out_dir model/minimind_tokenizer
 
 Ids: <unk> 0, <s> 1, </s> 2, think / tool_call / tool_response marks 3-8, reserved control tokens 9-15, the 256 bytes,
@@ -14,6 +15,7 @@ Every 50th document is kept for the report at the end. Tokens you do not want: -
 
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -70,6 +72,19 @@ def to_json(value):
     return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
 
+def keep_old(folder, tokenizer, names):
+    """Copies another tokenizer that lies in `folder`, which checkpoints may need → where to; None: there is none."""
+    old = Path(folder, "tokenizer.json")
+    if not old.is_file() or old.read_bytes() == tokenizer.encode("utf-8"):
+        return None
+    kept = Path(folder, f"replaced_{hashlib.sha256(old.read_bytes()).hexdigest()[:16]}")
+    kept.mkdir(exist_ok=True)
+    for name in names:
+        if Path(folder, name).is_file():
+            shutil.copy2(Path(folder, name), kept)
+    return kept
+
+
 def main(argv=None):
     parser = make_parser(__doc__)
     add_flag(parser, "data_path", nargs="+", required=True, metavar="PATH", help="files and folders with text")
@@ -96,8 +111,11 @@ def main(argv=None):
     found, tokenizer = measure(backend, held or chunks[:200], measured_on), backend.to_str() + "\n"
     found["hash"] = hashlib.sha256(tokenizer.encode("utf-8")).hexdigest()[:16]  # as model/chat.py takes it
     texts = {"tokenizer.json": tokenizer, "tokenizer_config.json": to_json(bpe.CONFIG), "report.json": to_json(found)}
+    kept = keep_old(args.out_dir, tokenizer, texts)
     write_files(args.out_dir, texts)
     print(report(found))
+    if kept:
+        print(f"kept: the tokenizer that was there, in {kept}; what was made with it needs --tokenizer {kept}")
     print(f"written: {args.out_dir}/{', '.join(texts)}")
 
 

@@ -275,7 +275,20 @@ def test_a_failure_is_one_line_and_leaves_the_old_tokenizer(data, tmp_path, caps
     monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         train(data, out, "--sample_chars", 5000)
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+
+
+def test_another_tokenizer_that_was_there_is_kept(data, tmp_path, capsys):
+    out = train(data, tmp_path / "out")
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    train(data, out)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before  # the same again: nothing to keep
+    capsys.readouterr()
+    train(data, out, "--sample_chars", 5000)
+    [kept] = [p for p in out.iterdir() if p.is_dir()]
+    assert kept.name == f"replaced_{load_tokenizer(kept).hash}" and f"--tokenizer {kept}" in capsys.readouterr().out
+    assert {p.name: p.read_bytes() for p in kept.iterdir()} == before
+    assert (out / "tokenizer.json").read_bytes() != before["tokenizer.json"]
 
 
 def test_report_numbers_equal_a_count_by_hand(tmp_path, capsys):
