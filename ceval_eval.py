@@ -98,10 +98,12 @@ def take(typed, exam, path, folder):
              "split": typed.split, "shots": typed.shots, "prompt": style, "instruction": typed.instruction,
              "dtype": typed.dtype, "seconds": seconds, **provenance()}  # fmt: skip
     secret = all(q.answer is None for q in exam.questions)
-    exam_results.save(folder, exam, scores, summary, facts, typed.submit if secret else None)
+    aside = exam_results.save(folder, exam, scores, summary, facts, typed.submit if secret else None)
     for line in exam_results.show(summary):
         print(line)
     print(f"{len(exam.questions) / seconds:.1f} questions/s; details in {folder}")
+    if aside:
+        print(f"the results that lay there are of another model or exam: moved to {aside}")
     return scores, write_samples(reader, tokenizer, chats) if typed.compare else {}
 
 

@@ -6,6 +6,8 @@ submission.json, for a split whose answers are secret, the letters in C-Eval's o
 
 import csv
 import io
+import json
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from evaluation.intervals import macro_interval, p_of_guessing, wilson
 from trainer.checkpoint import save_json, write_atomically
 
 CHANCE = 1 / len(LETTERS)
+SAME_EXAM = ("model", "lora", "data_dir", "split", "shots", "prompt", "instruction", "dtype")  # a repetition replaces
 
 
 def tally(marks, keys):
@@ -130,10 +133,44 @@ def show(summary):
         yield f"{name}: {summary[name]['verdict']}"
 
 
+def set_aside(folder, facts):
+    """Moves results of another model, or taken in another way, to a folder of their own → it; None: there are none.
+
+    Args:
+        folder: where results lie; facts: as in save, of those that are to come.
+    """
+    summary = Path(folder, "summary.json")
+    if not summary.is_file():
+        return None
+    try:
+        before = json.loads(summary.read_text(encoding="utf-8"))
+        same = all(before.get(name) == facts.get(name) for name in SAME_EXAM)
+        name = re.sub(r"\W+", "_", f"{Path(before['model']).stem}_{before['saved']}")
+    except (ValueError, KeyError, TypeError, AttributeError):  # cut off, or not written here
+        same, name = False, "unreadable"
+    if same:
+        return None
+    aside = Path(folder, name)
+    aside.mkdir(exist_ok=True)
+    for file in (
+        *Path(folder).glob("*.csv"),
+        Path(folder, "submission.json"),
+        summary,
+    ):  # what tells whose they are last
+        if file.is_file():
+            file.replace(aside / file.name)
+    return aside
+
+
 def save(folder, exam, scores, summary, facts, submit=None):
-    """Writes <subject>.csv, summary.json and, where answers are secret, submission.json of scoring `submit`."""
+    """Writes <subject>.csv, summary.json and, where answers are secret, submission.json of scoring `submit`.
+
+    Returns:
+        the folder that other results went to which lay there; None: there were none.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    aside = set_aside(folder, facts)
     choices = {name: table.argmax(1).tolist() for name, table in scores.items()}
     letters = [f"{name}_{letter}" for name in scores for letter in LETTERS]
     by_subject = defaultdict(list)
@@ -157,3 +194,4 @@ def save(folder, exam, scores, summary, facts, submit=None):
         folder / "summary.json",
         {**facts, "questions": len(exam.questions), "problems": problems, "chance": CHANCE, "scorings": summary},
     )
+    return aside

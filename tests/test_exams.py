@@ -299,6 +299,31 @@ def test_files_hold_every_choice_and_the_official_answer_sheet(tmp_path):
 
 
 # ---- comparisons -----------------------------------------------------------------------------------------------------
+def test_results_of_another_model_or_exam_are_moved_and_of_the_same_replaced(tmp_path):
+    write(tmp_path, "val/law_val.csv", "id,question,A,B,C,D,answer\n0,q,a,b,c,d,C\n")
+    exam, folder = read_exam(tmp_path, "val"), tmp_path / "r"
+    scores = {"letter": np.eye(4)[:1]}
+    summary = exam_results.summarise(exam, scores, {})
+
+    def save(model, split="val", saved="2026-01-02 03:04:05"):
+        facts = {"model": f"out/{model}.pth", "split": split, "saved": saved}
+        return exam_results.save(folder, exam, scores, summary, facts)
+
+    def models():
+        found = {p.parent.name: json.loads(p.read_text(encoding="utf-8")) for p in folder.rglob("summary.json")}
+        return {place: (content["model"], content["split"]) for place, content in found.items()}
+
+    assert save("a") is None and save("a", saved="later") is None  # the same again
+    assert models() == {"r": ("out/a.pth", "val")}
+    assert save("b") == folder / "a_later"
+    assert save("b", "dev") == folder / "b_2026_01_02_03_04_05"
+    assert models() == {"r": ("out/b.pth", "dev"), "a_later": ("out/a.pth", "val"),
+                        "b_2026_01_02_03_04_05": ("out/b.pth", "val")}  # fmt: skip
+    assert all((p.parent / "law.csv").is_file() for p in folder.rglob("summary.json"))
+    (folder / "summary.json").write_text("[1", encoding="utf-8")
+    assert save("c") == folder / "unreadable"
+
+
 def test_two_models_are_compared_question_by_question(tmp_path):
     answers = "ABCDABCD"
     rows = "".join(f"{i},问{i},1,2,3,4,{a}\n" for i, a in enumerate(answers)) + "8,问8,1,2,3,4,\n"
