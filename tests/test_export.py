@@ -2,11 +2,13 @@
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import gguf_parity
 from inference.engine import Sampling, generate
 from inference.export import save_hugging_face
 from inference.gguf_file import save_gguf, tensors_of
@@ -277,6 +279,30 @@ def test_llama_cpp_reads_the_file_as_it_is(shape, tmp_path):
     theirs, ours = torch.tensor(llama.scores[:60]), model(ids).logits[0].detach()
     assert float((theirs - ours).abs().max() / ours.abs().max()) < 1e-4
     assert torch.equal(theirs.argmax(-1), ours.argmax(-1))
+
+
+def test_lines_for_the_benchmark_are_drawn_evenly_and_differ(tmp_path):
+    texts = [f"{i}\n\nagain\n{i} more" for i in range(10)]
+    file = tmp_path / "t.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    found = gguf_parity.lines_of([file], 4)
+    assert found == ["0", "2", "4 more", "7"] and len(gguf_parity.lines_of([file], 99)) == 21
+
+
+def test_the_benchmark_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(ImportError, match="pip install llama-cpp-python"):
+        gguf_parity.main(["--data", "x"])
+
+
+def test_the_benchmark_compares_ids_and_texts(tmp_path, capsys):
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is built from source")
+    model, data = make_model(), tmp_path / "lines.txt"
+    data.write_text("\n\n".join(LINES), encoding="utf-8")
+    flags = ["--model", str(saved(model, tmp_path)), "--data", str(data), "--new", "8"]
+    assert gguf_parity.main(flags) == 0
+    said = capsys.readouterr().out
+    assert "ids: equal in 6 of 6 lines" in said and "f16: 6 of 6 texts of 8 ids are equal" in said
 
 
 def test_the_modelfile_writes_a_chat_as_it_was_trained():
