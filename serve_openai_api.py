@@ -37,9 +37,8 @@ def parse(argv):
     typed = parser.parse_args(argv)
     if not 0 <= typed.port < 65536:
         raise ValueError(f"--port is {typed.port}; it must be between 0 and 65535")
-    cfg = ServeConfig(**args.split(vars(typed), ServeConfig)[0])
-    cfg.api_key = cfg.api_key or os.environ.get("SERVE_API_KEY")
-    return typed, cfg
+    typed.api_key = typed.api_key or os.environ.get("SERVE_API_KEY")
+    return typed, ServeConfig(**args.split(vars(typed), ServeConfig)[0])
 
 
 def main(argv=None):

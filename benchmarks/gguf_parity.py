@@ -56,6 +56,7 @@ def written(llama, ids, count):
 def main(argv=None):
     parser = args.make_parser(__doc__)
     args.add_flag(parser, "model", help="checkpoint (default: the newest in out/)")
+    args.add_flag(parser, "tokenizer", help="tokenizer folder (default: the one recorded in the checkpoint)")
     args.add_flag(parser, "data", nargs="+", required=True, metavar="PATH", help="files and folders with text")
     args.add_flag(parser, "lines", type=int, default=5000, help="lines whose ids are compared (default: 5000)")
     args.add_flag(parser, "texts", type=int, default=60, help="texts that are written (default: 60)")
@@ -65,7 +66,7 @@ def main(argv=None):
         from llama_cpp import Llama
     except ImportError as error:
         raise ImportError("this needs llama.cpp: pip install llama-cpp-python") from error
-    model, tokenizer, _ = open_checkpoint(typed.model or newest("out"), "cpu")
+    model, tokenizer, _ = open_checkpoint(typed.model or newest("out"), "cpu", typed.tokenizer)
     lines = lines_of(typed.data, typed.lines)
     if not lines:
         raise ValueError(f"--data {' '.join(typed.data)} holds no text")

@@ -169,8 +169,9 @@ class Engine:
     def warm_up(self):
         """Compiles the step, for one text and for several, before anybody waits for it; slots must be empty."""
         for rows in range(1, min(self.slots, 3) + 1):  # the third shows that any number will do
-            first = torch.zeros(rows, 1, dtype=torch.long, device=self.cache.keys[0].device)
-            self.next_logits(self.model, first, self.cache.keys, self.cache.values, first, rows + 1)
+            tokens = torch.zeros(rows, 1, dtype=torch.long, device=self.cache.keys[0].device)
+            positions = tokens.clone()  # one tensor for both would be compiled for that case alone
+            self.next_logits(self.model, tokens, self.cache.keys, self.cache.values, positions, rows + 1)
 
     def submit(self, request):
         """Queues a request.
@@ -223,6 +224,7 @@ class Engine:
         for slot in reversed(range(len(self.running))):
             if self.running[slot].cancelled:
                 self._end(slot, "cancelled")
+        self._forget_cancelled()
         self._admit()
         for slot, request in enumerate(self.running):
             if len(self.cache.texts[slot]) == self.limit:  # slides
@@ -231,6 +233,15 @@ class Engine:
         if self.running:
             self._write()
         return bool(self.running or self.waiting)
+
+    def _forget_cancelled(self):
+        """Takes cancelled requests out of the queue, so that others find room in it."""
+        with self.lock:
+            gone = [request for request in self.waiting if request.cancelled]
+            for request in gone:
+                self.waiting.remove(request)
+        for request in gone:
+            request.tell(Event("", [], "cancelled", request.written))
 
     def _admit(self):
         """Lets requests that wait take free slots, as far as the budget goes."""

@@ -5,12 +5,11 @@ https://platform.openai.com/docs/api-reference/chat and …/completions.
 """
 
 import json
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-from inference.text import shown_bytes, undecided
+from inference.text import shown_bytes
 
 NO_CHANCE = -9999.0  # what OpenAI writes for log 0, which JSON cannot
 
@@ -138,12 +137,18 @@ class Asked(Strict):
         """The keyword arguments of Sampling; OpenAI's defaults where nothing was asked."""
         names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed", "stop")
         chosen = {n: getattr(self, n) for n in (*names, "repetition_penalty") if getattr(self, n) is not None}
+        if isinstance(self.stop, str):  # alone it would be read as on a command line, where [ begins a JSON list
+            chosen["stop"] = [self.stop]
         chosen = {"temperature": 1.0, "top_p": 1.0, "overflow": cfg.overflow, **chosen}
         return {**chosen, "top_p": max(chosen["top_p"], 1e-6), "max_new_tokens": self.wanted() or cfg.max_tokens}
 
     def wanted(self):
         """How many tokens were asked for, or None."""
         return self.max_tokens
+
+    def wanted_by(self):
+        """The name of the field that said so."""
+        return "max_tokens"
 
 
 class CompletionRequest(Asked):
@@ -169,7 +174,7 @@ class ChatRequest(Asked):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = Field(None, max_length=128)
     tool_choice: only("auto", "none") = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: only(True) = None
     response_format: only({"type": "text"}) = None
     modalities: only(["text"]) = None
     metadata: dict[str, str] | None = None
@@ -193,6 +198,10 @@ class ChatRequest(Asked):
     def wanted(self):
         """max_completion_tokens is the newer name."""
         return self.max_completion_tokens or self.max_tokens
+
+    def wanted_by(self):
+        """As in Asked."""
+        return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
 
     def top(self):
         """As in CompletionRequest."""
@@ -235,43 +244,18 @@ def chat_logprobs(tokenizer, tokens):
 
 
 def completion_logprobs(tokenizer, tokens):
-    """The logprobs object of a completion choice, from (offset, Token)s."""
-    name = lambda i: token_text(tokenizer, i)["token"]  # noqa: E731
+    """The logprobs object of a completion choice, from (offset, Token)s; parts of characters are named by bytes."""
+
+    def name(i):
+        found = token_text(tokenizer, i)
+        try:
+            return bytes(found["bytes"]).decode("utf-8")
+        except UnicodeDecodeError:  # several of them would have the same replacement character for a key
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found["bytes"])
+
     return {
         "tokens": [name(t.id) for _, t in tokens],
         "token_logprobs": [max(t.logprob, NO_CHANCE) for _, t in tokens],
         "top_logprobs": [{name(i): max(v, NO_CHANCE) for i, v in [*t.top, (t.id, t.logprob)]} for _, t in tokens],
         "text_offset": [offset for offset, _ in tokens],
     }
-
-
-class ToolText:
-    """An answer with calls in it: what is said comes out at once, calls when they are complete."""
-
-    OPEN = "<tool_call>"
-    CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>\s*", re.DOTALL)
-
-    def __init__(self):
-        self.held = ""
-
-    def push(self, text):
-        """Adds text → what cannot belong to a call."""
-        self.held += text
-        at = self.held.find(self.OPEN)
-        cut = at if at >= 0 else len(self.held) - undecided(self.held, (self.OPEN,))
-        ready, self.held = self.held[:cut], self.held[cut:]
-        return ready
-
-    def finish(self):
-        """(the rest of the text, [(name, arguments as JSON)]); a call that is no JSON stays text."""
-        calls = []
-
-        def take(found):
-            try:
-                call = json.loads(found[1])
-                calls.append((str(call["name"]), json.dumps(call["arguments"], ensure_ascii=False)))
-            except (ValueError, KeyError, TypeError, RecursionError):
-                return found[0]
-            return ""
-
-        return self.CALL.sub(take, self.held), calls

@@ -7,8 +7,9 @@ import uuid
 
 from starlette.responses import JSONResponse, StreamingResponse
 
+from inference.answer_text import AnswerText
 from inference.engine import Sampling
-from inference.openai_schema import ChatRequest, ToolText, chat_logprobs, completion_logprobs
+from inference.openai_schema import ChatRequest, chat_logprobs, completion_logprobs
 from inference.service import CANNOT_BE_SERVED, Refused, unavailable
 
 
@@ -24,10 +25,11 @@ class Reply:
         self.service, self.asked, self.chat = service, asked, isinstance(asked, ChatRequest)
         self.tools = bool(self.chat and asked.offered())
         n, cfg = asked.n or 1, service.cfg
-        if not prompts or len(prompts) * n > cfg.max_n:
-            raise Refused(400, f"{len(prompts)} prompts x n {n}; between 1 and {cfg.max_n} texts are written", "n")
+        most = min(cfg.max_n, cfg.slots + cfg.queue)
+        if not prompts or len(prompts) * n > most:
+            raise Refused(400, f"{len(prompts)} prompts x n {n}; between 1 and {most} texts are written", "n")
         if (asked.wanted() or 1) > cfg.max_tokens:
-            raise Refused(400, f"{asked.wanted()} tokens were asked for; at most {cfg.max_tokens}", "max_tokens")
+            raise Refused(400, f"{asked.wanted()} tokens were asked for; at most {cfg.max_tokens}", asked.wanted_by())
         chosen = asked.sampling(cfg)
         seeds = [None if asked.seed is None else (asked.seed + i) % 2**63 for i in range(n)] * len(prompts)
         samplings = [Sampling(**{**chosen, "seed": seed}) for seed in seeds]
@@ -74,14 +76,14 @@ class Reply:
             if not self.chat:
                 choices.append({"text": text, **choice})
                 continue
-            message = {"role": "assistant", "content": text, "refusal": None}
-            if self.tools:
-                split = ToolText()
-                said = split.push(text)
-                rest, calls = split.finish()
-                if calls:
-                    message.update(content=(said + rest).strip() or None, tool_calls=call_objects(calls))
-                    choice["finish_reason"] = "tool_calls"
+            split = AnswerText(self.tools)
+            (thoughts, said), (more_thoughts, rest, calls) = split.push(text), split.finish()
+            message = {"role": "assistant", "content": said + rest, "refusal": None}
+            if thoughts + more_thoughts:
+                message["reasoning_content"] = thoughts + more_thoughts
+            if calls:
+                message.update(content=(said + rest).strip() or None, tool_calls=call_objects(calls))
+                choice["finish_reason"] = finish_with_calls(finish[i])
             choices.append({"message": message, **choice})
         kind = "chat.completion" if self.chat else "text_completion"
         return {**self.head, "object": kind, "choices": choices, "usage": self.usage()}
@@ -96,22 +98,24 @@ class Reply:
             choice = {"index": i, **content, "logprobs": logprobs, "finish_reason": finish}
             return {**self.head, "object": kind, "choices": [choice], **extra}
 
-        splits = [ToolText() for _ in self.requests]
+        splits = [AnswerText(self.tools) for _ in self.requests]
         if self.chat:
             for i in range(len(self.requests)):
                 yield chunk(i, {"delta": {"role": "assistant", "content": ""}})
         async for i, event in self.told():
-            text, finish, calls = event.text, event.finish, []
-            if self.tools:
-                text = splits[i].push(text)
+            text, finish, thoughts, calls = event.text, event.finish, "", []
+            if self.chat:
+                thoughts, text = splits[i].push(text)
                 if finish:
-                    rest, calls = splits[i].finish()
-                    text += rest
-            if text or event.tokens:
-                content = {"delta": {"content": text}} if self.chat else {"text": text}
-                yield chunk(i, content, logprobs=self.logprobs(event.tokens))
+                    more_thoughts, rest, calls = splits[i].finish()
+                    thoughts, text = thoughts + more_thoughts, text + rest
+            if thoughts or text or event.tokens:
+                delta = ({"reasoning_content": thoughts} if thoughts else {}) | (
+                    {"content": text} if text or not thoughts else {}
+                )
+                yield chunk(i, {"delta": delta} if self.chat else {"text": text}, None, self.logprobs(event.tokens))
             if calls:
-                finish = "tool_calls"
+                finish = finish_with_calls(finish)
                 yield chunk(i, {"delta": {"tool_calls": call_objects(calls)}})
             if finish:
                 yield chunk(i, {"delta": {}} if self.chat else {"text": ""}, finish)
@@ -147,6 +151,11 @@ class Reply:
         finally:
             watcher.cancel()
             self.service.cancel(self.requests)
+
+
+def finish_with_calls(finish):
+    """Why an answer with calls ended; one that was cut may lack some."""
+    return "tool_calls" if finish == "stop" else finish
 
 
 def call_objects(calls):

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+COLDEST = 1e-5  # temperature; from there on the likeliest id is chosen
+
 
 def penalise_repeats(logits, seen, penalty):
     """Makes ids that already occurred less likely.
@@ -74,6 +76,12 @@ def keep_min_p(logits, min_p):
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), float("-inf"))
 
 
+def at_temperature(logits, temperature):
+    """(B, V) fp32 logits over the temperature, a number or (B, 1), the highest at 0; next to 0 nothing overflows."""
+    logits = logits.float()
+    return (logits - logits.amax(-1, keepdim=True)) / torch.as_tensor(temperature).clamp(min=COLDEST)
+
+
 def pick(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None, min_p=0.0):
     """The next id of each row.
 
@@ -87,7 +95,8 @@ def pick(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None, min_p=0.0)
     """
     if temperature == 0:
         return logits.argmax(-1)
-    logits = keep_min_p(keep_top_p(keep_top_k(logits.float() / temperature, top_k), top_p), min_p)
+    logits = at_temperature(logits, temperature)
+    logits = keep_min_p(keep_top_p(keep_top_k(logits, top_k), top_p), min_p)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
 
 
@@ -114,9 +123,14 @@ def draw(logits, u):
         logits: (B, V); -inf is never chosen.
         u: (B, 1) numbers in [0, 1). The same number gives the same id, whatever the other rows are.
     """
-    exact = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
-    passed = logits.softmax(-1).to(exact).cumsum(-1)
-    return (passed <= u.to(exact) * passed[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+    passed = logits.softmax(-1).to(exact_type(logits)).cumsum(-1)
+    below = u.to(passed.dtype).clamp(max=1 - torch.finfo(passed.dtype).eps)
+    return (passed <= below * passed[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def exact_type(logits):
+    """The widest float of the logits' device; Apple's GPUs have no fp64."""
+    return torch.float32 if logits.device.type == "mps" else torch.float64
 
 
 def pick_rows(logits, settings, draws):
@@ -134,12 +148,11 @@ def pick_rows(logits, settings, draws):
     if not warm:
         return chosen
     column = lambda rows, name: torch.tensor([[getattr(settings[b], name)] for b in rows], device=logits.device)  # noqa: E731
-    scaled = logits[warm].float()
-    scaled = (scaled - scaled.amax(-1, keepdim=True)) / column(warm, "temperature").clamp(min=1e-5)
+    scaled = at_temperature(logits[warm], column(warm, "temperature"))
     limited = [n for n, b in enumerate(warm) if settings[b].top_k or settings[b].top_p < 1 or settings[b].min_p]
     if limited:  # a sort of the vocabulary is as long as a layer
         rows = [warm[n] for n in limited]
         scaled[limited] = keep_rows(scaled[limited], *(column(rows, name) for name in ("top_k", "top_p", "min_p")))
-    u = torch.tensor([[draws[b]] for b in warm], device=logits.device, dtype=torch.float32)
+    u = torch.tensor([[draws[b]] for b in warm], device=logits.device, dtype=exact_type(logits))
     chosen[warm] = draw(scaled, u)
     return chosen

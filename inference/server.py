@@ -71,6 +71,8 @@ def completion_prompts(prompt, tokenizer, vocab_size):
     if prompt == []:
         raise Refused(400, "the prompt is empty; give a text, or ids", "prompt")
     many = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+    if [] in many:
+        raise Refused(400, "a prompt is empty; give a text, or ids", "prompt")
     found = [[tokenizer.bos_id, *tokenizer.encode(p)] if isinstance(p, str) else p for p in many]
     wrong = next((i for ids in found for i in ids if not 0 <= i < vocab_size), None)
     if wrong is not None:
@@ -162,8 +164,12 @@ def make_app(service):
     async def http_error(request, error):
         return await refused(request, Refused(error.status_code, str(error.detail)))
 
-    async def bug(request, error):  # the traceback goes to the log
-        return await refused(request, Refused(500, "the server made a mistake", kind="server_error"))
+    async def bug(request, error):  # the traceback goes to the log; middleware does not see this answer
+        service.responses[500] += 1
+        answer = await refused(request, Refused(500, "the server made a mistake", kind="server_error"))
+        if service.cfg.cors:
+            answer.headers["Access-Control-Allow-Origin"] = service.cfg.cors
+        return answer
 
     handlers = {Refused: refused, HTTPException: http_error, Exception: bug}
     # no pages of FastAPI's: they load their scripts from elsewhere

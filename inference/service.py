@@ -37,6 +37,9 @@ class ServeConfig:
             value, least = getattr(self, field.name), 0 if field.name in ("queue", "drain_seconds") else 1
             if type(value) in (int, float) and not value >= least:
                 raise ValueError(f"--{field.name} is {value}; it must be at least {least}")
+        self.api_key = (self.api_key or "").strip() or None  # files end with a newline
+        if self.api_key and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise ValueError("the API key has characters that no HTTP header can carry; use letters, digits and signs")
 
 
 class Refused(Exception):
@@ -82,8 +85,9 @@ class Service:
 
     def knows(self, authorization):
         """Whether an Authorization header carries the key; its time tells nothing of the key."""
-        sent = authorization.removeprefix("Bearer ").strip().encode("utf-8", "surrogateescape")
-        return not self.cfg.api_key or hmac.compare_digest(sent, self.cfg.api_key.encode())
+        scheme, _, sent = authorization.partition(" ")
+        known = hmac.compare_digest(sent.strip().encode("utf-8", "surrogateescape"), (self.cfg.api_key or "").encode())
+        return not self.cfg.api_key or (known and scheme.lower() == "bearer")
 
     def submit(self, prompts, samplings, top_logprobs):
         """Sends texts to the engine.

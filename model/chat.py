@@ -270,7 +270,7 @@ def call_in(text):
     """The {"name", "arguments"} that a model wrote as JSON, or None."""
     try:
         call = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return None

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from inference.engine import Engine, Sampling, generate, stream_text
+from inference.engine import Engine, Sampling, generate, next_logits, stream_text
 from inference.graphs import Recorded
 from inference.request import Request
 from inference.text import TextStream
@@ -364,6 +364,23 @@ def test_a_recorded_step_writes_what_the_step_writes(model, tokenizer, slots):
         assert h.ids == list(generate(model, h.request.ids, h.request.sampling, (tokenizer.eos_id,)))
     assert {rows for rows, _ in recorded.kept} <= {1, 2, 4, min(8, slots)}
     assert {longest for _, longest in recorded.kept} == {48}  # the model's whole context, less than a span
+
+
+def test_warming_up_compiles_all_that_will_be_asked(tokenizer):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    engine = Engine(large(tokenizer.vocab_size, context=64), tokenizer, slots=6)
+    engine.next_logits = torch.compile(next_logits, dynamic=True, backend=count)
+    engine.warm_up()
+    known = len(graphs)
+    for texts in (1, 2, 3, 6, 1):
+        finished(engine, [Heard([1, 5 + n], greedy(40)) for n in range(texts)])
+    assert known and len(graphs) == known
 
 
 def test_few_shapes_are_recorded_as_texts_grow(tokenizer):

@@ -1,6 +1,7 @@
 """From logits to ids, and from ids to text: pure functions, each against its definition."""
 
 import dataclasses
+import math
 import random
 
 import pytest
@@ -9,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.engine import Sampling
-from inference.sampling import draw, keep_min_p, keep_rows, keep_top_k, keep_top_p, penalise, penalise_counts, pick_rows
+from inference.sampling import (
+    draw,
+    keep_min_p,
+    keep_rows,
+    keep_top_k,
+    keep_top_p,
+    penalise,
+    penalise_counts,
+    pick,
+    pick_rows,
+)
 from inference.text import Stops, TextStream, find_stop, until_stop
 from model.chat import load_tokenizer
 
@@ -111,12 +122,20 @@ def test_counted_penalties():
     torch.testing.assert_close(got, torch.tensor([[1.0, 0.0, -1.0]]))
 
 
+def test_next_to_temperature_0_the_likeliest_is_chosen():
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    assert pick(logits, temperature=1e-42).tolist() == [1] == pick(logits * 1e4, temperature=1e-7).tolist()
+
+
 def test_draws_follow_the_probabilities_and_never_take_what_is_excluded():
     p = torch.tensor([0.5, 0.0, 0.2, 0.3])
     u = torch.linspace(0, 1, 10_001)[:-1].unsqueeze(1)
     share = torch.bincount(draw(p.log().expand(len(u), 4), u), minlength=4) / len(u)
     torch.testing.assert_close(share, p, atol=1e-3, rtol=0)
     assert draw(p.log()[None], torch.tensor([[1 - 2**-24]])).tolist() == [3]
+    for u in (1 - 2**-30, 1.0):  # random() may give more digits than fp32 has
+        hidden = torch.tensor([[0.0, 0.0, -math.inf, -math.inf]])
+        assert draw(hidden, torch.tensor([[u]], dtype=torch.float64)).tolist() == [1]
 
 
 def test_extreme_settings_give_ids():

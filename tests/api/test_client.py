@@ -1,6 +1,7 @@
 """The API as the official client sees it: every option, many at once, clients that leave, keys, figures."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import socket
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from inference.engine import Sampling
-from inference.openai_schema import ChatRequest, CompletionRequest, Message, ToolText
+from inference.openai_schema import ChatRequest, CompletionRequest, Message, completion_logprobs
+from inference.request import Token
+from inference.service import ServeConfig
 from model.chat import load_tokenizer
 from tests.api.serving import KEY, alone, served, user, wait_for
 from tests.test_engine import large
@@ -95,6 +98,12 @@ def test_stop_strings_and_limits_tell_why_it_ended(client, service):
     assert short.usage.completion_tokens <= 1
 
 
+@pytest.mark.parametrize("stop", ["[1]", "[]", '["a"]', "["])
+def test_a_stop_that_begins_like_a_list_is_a_text(stop):
+    asked = CompletionRequest.model_validate({"prompt": "a", "stop": stop})
+    assert Sampling(**asked.sampling(ServeConfig())).stop == (stop,)
+
+
 def test_the_end_token_is_a_stop_and_the_context_a_length(service, client, model, tokenizer):
     forbidden = model.output.weight[tokenizer.eos_id].clone()
     try:
@@ -138,6 +147,14 @@ def test_logprobs_are_the_models(client, service):
     assert old.text_offset[0] == 0 and len(old.top_logprobs[0]) in (2, 3)
 
 
+def test_parts_of_characters_have_names_of_their_own(tokenizer):
+    parts = [i for i in range(tokenizer.vocab_size) if tokenizer.id_to_bytes(i) in (b"\xe4", b"\xe5", b"\xe6")]
+    assert len(parts) == 3
+    found = completion_logprobs(tokenizer, [(0, Token(parts[0], -1.0, [(parts[1], -2.0), (parts[2], -3.0)]))])
+    assert found["tokens"] == ["bytes:\\xe4"]
+    assert found["top_logprobs"] == [{"bytes:\\xe5": -2.0, "bytes:\\xe6": -3.0, "bytes:\\xe4": -1.0}]
+
+
 def test_every_option_changes_what_it_should(client):
     ask = {"model": "tiny", "messages": user("hi"), "max_tokens": 12, "seed": 1}
     greedy = client.chat.completions.create(**ask, temperature=0).choices[0].message.content
@@ -171,13 +188,6 @@ def test_tools_go_through_the_template_and_calls_come_back(service, client, monk
     client.chat.completions.create(model="tiny", messages=turns, tools=[tool], tool_choice="none", max_tokens=2)
     assert seen[0][1] == (tool,) and seen[1][1] == ()
     assert seen[0][0][1]["tool_calls"] == [{"function": {"name": "weather", "arguments": "{}"}}]
-    text = '好<tool_call>\n{"name": "weather", "arguments": {"city": "北京"}}\n</tool_call>'
-    for size in (1, 3, 100):
-        split = ToolText()
-        said = "".join(split.push(text[i : i + size]) for i in range(0, len(text), size))
-        assert said == "好" and split.finish() == ("", [("weather", '{"city": "北京"}')])
-    broken = ToolText()
-    assert broken.push("<tool_call>{</tool_call>") + broken.finish()[0] == "<tool_call>{</tool_call>"
 
 
 def test_calls_of_a_model_that_writes_them_are_parsed(model):
@@ -206,6 +216,31 @@ def test_calls_of_a_model_that_writes_them_are_parsed(model):
     [call] = [d.delta.tool_calls[0] for d in deltas if d.delta.tool_calls]
     assert (call.index, call.function.arguments) == (0, "{}")
     assert plain.message.content == f"<tool_call>{text}</tool_call>" and plain.finish_reason == "stop"
+
+
+def test_thoughts_come_apart_from_the_answer(model):
+    own = load_tokenizer()
+    with served(large(own.vocab_size, context=512), own) as service:
+        tag = own.backend.token_to_id
+        wrote = [tag("<think>"), *own.encode("\n想\n"), tag("</think>"), *own.encode("\n\n好"), own.eos_id]
+        import inference.engine as engine
+
+        before = engine.pick_rows
+        engine.pick_rows = lambda *_: torch.tensor([wrote[r.written] for r in service.engine.running])
+        try:
+            with openai.OpenAI(base_url=service.url, api_key="none", max_retries=0) as client:
+                ask = {"model": "tiny", "messages": user("?")}
+                whole = client.chat.completions.create(**ask).choices[0].message
+                deltas = [c.choices[0].delta for c in client.chat.completions.create(**ask, stream=True)]
+                again = [*user("?"), whole.model_dump(exclude_none=True), *user("!")]
+                used = client.chat.completions.create(model="tiny", messages=again).usage.prompt_tokens
+        finally:
+            engine.pick_rows = before
+    assert (whole.reasoning_content, whole.content) == ("想", "好")
+    assert "".join(getattr(d, "reasoning_content", None) or "" for d in deltas) == "想"
+    assert "".join(d.content or "" for d in deltas) == "好"
+    turn = {"role": "assistant", "content": "好", "reasoning_content": "想"}
+    assert used == len(own.encode_prompt([*user("?"), turn, *user("!")]))
 
 
 def test_typed_control_tokens_stay_text(service, client):
@@ -270,20 +305,58 @@ def test_a_client_that_goes_away_frees_its_slot_within_a_second(endless, stream)
     assert wait_for(lambda: not endless.live and not endless.engine.running, 10) < 1.0
 
 
+def test_one_who_waits_and_goes_away_leaves_the_queue_to_others(endless):
+    assert not endless.live
+    ask = {"prompt": [3], "max_tokens": 10**6, "stream": True}
+    auth = {"Authorization": f"Bearer {KEY}"}
+    with contextlib.ExitStack() as stay:
+        for _ in range(2):  # they run
+            stay.enter_context(httpx.stream("POST", endless.url + "/completions", json=ask, headers=auth, timeout=30))
+        wait_for(lambda: len(endless.engine.running) == 2, 10)
+        with httpx.stream("POST", endless.url + "/completions", json=ask, headers=auth, timeout=30):
+            wait_for(lambda: len(endless.engine.waiting) == 1, 10)
+        wait_for(lambda: len(endless.engine.waiting) == 0, 1)
+        wait_for(lambda: len(endless.live) == 2, 1)
+    wait_for(lambda: not endless.live, 10)
+
+
 # ---- keys, origins, figures ----------------------------------------------------------------------------------------
 def test_a_wrong_key_opens_nothing(endless):
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY[:-1]}, {"Authorization": b"\xff\xfe"}):
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"Authorization": b"\xff\xfe"}):
         for path in ("/models", "/models/tiny", "/chat/completions", "/completions", "/../metrics"):
             method = "POST" if "completions" in path else "GET"
             answer = httpx.request(method, endless.url + path, headers=headers)
             assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key", path
-    assert httpx.get(endless.url + "/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+    for scheme in ("Bearer", "bearer"):
+        assert httpx.get(endless.url + "/models", headers={"Authorization": f"{scheme} {KEY}"}).status_code == 200
     assert httpx.get(endless.url.replace("/v1", "/health")).json() == {"status": "ok"}
     with (
         openai.OpenAI(base_url=endless.url, api_key="wrong", max_retries=0) as client,
         pytest.raises(openai.AuthenticationError),
     ):
         client.models.list()
+
+
+def test_a_key_that_no_client_can_send_is_refused_at_the_start():
+    assert ServeConfig(api_key=f"{KEY}\n").api_key == KEY and ServeConfig(api_key=" ").api_key is None
+    for key in ("schlüssel", "a\tb"):
+        with pytest.raises(ValueError, match="no HTTP header can carry"):
+            ServeConfig(api_key=key)
+
+
+def test_more_texts_than_there_will_ever_be_room_for_are_not_to_be_tried_again(endless):
+    body = {"prompt": [3], "n": 4}
+    answer = httpx.post(endless.url + "/completions", json=body, headers={"Authorization": f"Bearer {KEY}"})
+    assert answer.status_code == 400 and "between 1 and 3" in answer.json()["error"]["message"]
+
+
+def test_a_bug_is_a_500_that_is_counted_and_that_named_pages_may_read(endless, monkeypatch):
+    monkeypatch.setattr(endless.tokenizer, "encode_prompt", lambda *_: 1 / 0)
+    headers = {"Authorization": f"Bearer {KEY}", "Origin": "https://example.org"}
+    answer = httpx.post(endless.url + "/chat/completions", json={"messages": user("hi")}, headers=headers)
+    assert answer.status_code == 500 and answer.json()["error"]["message"] == "the server made a mistake"
+    assert answer.headers["access-control-allow-origin"] == "https://example.org"
+    assert endless.responses.pop(500) == 1
 
 
 def test_foreign_pages_may_call_only_if_they_were_named(service, endless):

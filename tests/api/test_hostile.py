@@ -74,6 +74,8 @@ def is_alive(service):
         ({"logit_bias": {"5": 100}}, None),
         ({"response_format": {"type": "json_object"}}, None),
         ({"tool_choice": "required"}, None),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"max_completion_tokens": 10**6}, "max_completion_tokens"),
         ({"unheard_of": 1}, "unheard_of"),
         ({"messages": user("很" * 2000)}, None),
     ],
@@ -125,6 +127,8 @@ def test_bytes_that_are_no_request_are_a_400(service, body):
         ({"prompt": "a", "echo": True}, None),
         ({"prompt": "a", "echo": 0.0}, None),
         ({}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [[3], []]}, "prompt"),
     ],
 )
 def test_impossible_completions(service, change, param):
