@@ -11,7 +11,9 @@ writes   hf      a folder that stock transformers, vLLM and lm-eval load without
     python export_model.py --model out/full_sft_512.pth --format gguf --type q8_0 --output my_model.gguf
     python export_model.py --import_from my_model --output imported/pretrain_512.pth
 
-Every export is loaded again and compared; one that computes something else is an error.
+What was written is loaded again and compared: a folder's logits and greedy text by stock transformers, a GGUF file's
+weights, and its logits where llama-cpp-python is installed; what is imported by its logits. One that computes something
+else is an error, and nothing is replaced.
 """
 
 from pathlib import Path
@@ -19,8 +21,8 @@ from pathlib import Path
 from cleaning.files import prepare_file, prepare_folder_of
 from inference.export import save_hugging_face
 from inference.gguf_file import TYPES, save_gguf
-from inference.imports import import_folder, import_v1
-from inference.model_card import model_card, modelfile
+from inference.imports import import_folder, import_v1, stage_of
+from inference.model_card import MARK, mark_as_own, model_card, modelfile, write_card
 from inference.opening import open_model
 from model.bin_data import read_sidecar
 from model.lora import merge_lora
@@ -58,7 +60,7 @@ def source(typed):
     if typed.import_from:
         path = Path(typed.import_from)
         model, tokenizer = import_folder(path) if path.is_dir() else import_v1(path, typed.tokenizer)
-        return model, tokenizer, {"stage": "pretrain"}, path
+        return model, tokenizer, {"stage": stage_of(path, typed.output)}, path
     model, tokenizer, about, path, _ = open_model(typed.model, typed.lora, typed.out_dir, "cpu", typed.tokenizer)
     return merge_lora(model), tokenizer, about, path
 
@@ -71,10 +73,8 @@ def prepare_target(output, form):
         about = read_sidecar(output)
         if output.exists() and "imported_from" not in about:
             raise ValueError(f"--output {output} is a checkpoint that was trained; choose another name")
-    elif output.is_dir() and any(output.iterdir()):
-        mark = "config.json" if form == "hf" else "Modelfile"
-        if not (output / mark).is_file():
-            raise ValueError(f"--output {output} holds other files and no {mark}; name a new folder")
+    elif output.is_dir() and any(output.iterdir()) and not (output / MARK).is_file():
+        raise ValueError(f"--output {output} holds what was not written here (it has no {MARK}); name a new folder")
     prepare_folder_of(output)
 
 
@@ -103,19 +103,23 @@ def main(argv=None):
         return
     if typed.format == "hf":
         found = save_hugging_face(model, tokenizer, output)
-        card = model_card(model, about, path, output.name).encode("utf-8")
-        write_atomically(output / "README.md", lambda f: f.write(card))
+        write_card(output, model_card(model, about, path, output.name).encode("utf-8"), about, path)
         print(f"written: {output}; stock transformers computes the same: logits {found.logits:.1e} apart (relative), "
               f"greedy text of {found.tokens} tokens equal")  # fmt: skip
         if typed.push_to_hub:
             upload(output, typed.push_to_hub, typed.dry_run)
         return
     file = output / f"{path.stem}.gguf" if typed.format == "ollama" else output
-    save_gguf(model, tokenizer, file, typed.type, path.stem)
-    print(f"written: {file} ({file.stat().st_size / 1e6:.1f} MB, {typed.type})")
+    apart = save_gguf(model, tokenizer, file, typed.type, path.stem)
+    same = f"llama.cpp's logits are {apart:.1e} apart (relative)" if apart is not None else (
+        "not compared with llama.cpp itself: pip install llama-cpp-python does that")  # fmt: skip
+    print(
+        f"written: {file} ({file.stat().st_size / 1e6:.1f} MB, {typed.type}); its weights are the checkpoint's; {same}"
+    )
     if typed.format == "ollama":
         text = modelfile(file.name, tokenizer, model.cfg).encode("utf-8")
         write_atomically(output / "Modelfile", lambda f: f.write(text))
+        mark_as_own(output, about, path)
         print(f"written: {output}/Modelfile. Now: ollama create {path.stem} -f {output}/Modelfile")
 
 

@@ -5,6 +5,7 @@ larger RoPE base, which is what it is.
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +20,11 @@ SAMPLE = 64  # ids of the parity check
 
 
 def refuse_biases(cfg):
-    """ValueError for a router with biases, which no stock architecture of these has."""
+    """ValueError for a router with biases, which none of the architectures here has that others load."""
     if cfg.use_moe and cfg.router_bias_rate:
         raise ValueError(
-            "this model's experts were balanced by biases (router_bias_rate), which Qwen2-MoE does not have; "
-            "train with --aux_loss_alpha alone to export it"
+            "this model's experts were balanced by biases (router_bias_rate), which the architectures that others load "
+            "do not have; train with --aux_loss_alpha alone to export it"
         )
 
 
@@ -128,13 +129,28 @@ class Parity(NamedTuple):
 
 
 def save_hugging_face(model, tokenizer, folder):
-    """Writes the folder, loads it again as anyone would, and compares → Parity.
+    """Writes the files aside, loads them again as anyone would, compares, and moves them into the folder → Parity.
 
     Raises:
-        ValueError: the folder's logits differ by more than 1e-5 of the largest, or its argmax or greedy text does.
+        ValueError: their logits differ by more than 1e-5 of the largest, or their argmax or greedy text does; the
+            folder is as it was.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    aside.mkdir(parents=True)
+    try:
+        write_folder(model, tokenizer, aside)
+        found = compare(model, tokenizer, aside)
+        folder.mkdir(exist_ok=True)
+        for file in aside.iterdir():
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(aside)
+    return found
+
+
+def write_folder(model, tokenizer, folder):
+    """Writes tokenizer, configuration and weights into an empty folder."""
     for file in ("tokenizer.json", "tokenizer_config.json"):
         if not (tokenizer.path / file).is_file():
             raise FileNotFoundError(f"no {file} in {tokenizer.path}; stock AutoTokenizer needs it")
@@ -145,7 +161,15 @@ def save_hugging_face(model, tokenizer, folder):
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
     model = model.cpu().float().eval()
     to_stock_model(model, tokenizer).save_pretrained(folder)
-    return compare(model, tokenizer, folder)
+
+
+@torch.inference_mode()
+def logits_of_both(model, stock):
+    """Logits of the same random ids: a Transformer's, a stock model's, and the largest difference over the largest."""
+    length = min(SAMPLE, model.cfg.max_seq_len)
+    ids = torch.randint(3, model.cfg.vocab_size, (2, length), generator=torch.manual_seed(0))
+    ours, theirs = model(ids).logits, stock(ids).logits
+    return ours, theirs, float((ours - theirs).abs().max() / ours.abs().max())
 
 
 @torch.inference_mode()
@@ -154,14 +178,12 @@ def compare(model, tokenizer, folder):
     from transformers import AutoModelForCausalLM
 
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    length = min(SAMPLE, model.cfg.max_seq_len)
-    ids = torch.randint(3, tokenizer.vocab_size, (2, length), generator=torch.manual_seed(0))
-    ours, theirs = model(ids).logits, stock(ids).logits
-    difference = float((ours - theirs).abs().max() / ours.abs().max())
-    start = ids[:1, :4]
+    ours, theirs, difference = logits_of_both(model, stock)
+    length = ours.shape[1]
+    start = torch.randint(3, tokenizer.vocab_size, (1, 4), generator=torch.manual_seed(0))
     expected = list(generate(model, start[0].tolist(), Sampling(temperature=0, max_new_tokens=length - 4)))
     greedy = {"do_sample": False, "max_new_tokens": length - 4, "eos_token_id": None, "pad_token_id": 0}
     written = stock.generate(start, attention_mask=torch.ones_like(start), **greedy)[0, 4:].tolist()
     if difference > 1e-5 or not torch.equal(ours.argmax(-1), theirs.argmax(-1)) or written != expected:
-        raise ValueError(f"{folder} does not compute what the checkpoint does: logits differ by {difference:.1e}")
+        raise ValueError(f"the export does not compute what the checkpoint does: logits differ by {difference:.1e}")
     return Parity(difference, len(written))

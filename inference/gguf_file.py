@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from inference.export import refuse_biases
+
 PARTS = {
     "attention.wq": "attn_q",
     "attention.wk": "attn_k",
@@ -33,7 +35,9 @@ PRE_TOKENIZER = [
     {"type": "Digits", "individual_digits": True},
     {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
 ]
-TYPES = ("f32", "f16", "q8_0")
+ROUNDED = {"f32": 0.0, "f16": 1e-3, "q8_0": 1e-2}  # what a format takes off a weight, of the largest in its matrix
+CLOSE = {"f32": 1e-2, "f16": 2e-2, "q8_0": 1e-1}  # off the logits, of the largest; llama.cpp keeps keys in fp16 always
+TYPES = tuple(ROUNDED)
 
 
 def tensors_of(model):
@@ -127,14 +131,52 @@ def write_tokenizer(writer, tokenizer, vocab_size):
         writer.add_chat_template(template)
 
 
+def check_weights(model, path, kind):
+    """ValueError if a weight in the file is not the model's, but for what `kind` rounds off."""
+    import gguf
+
+    stored = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    for name, weight in tensors_of(model):
+        found = gguf.quants.dequantize(stored[name].data, stored[name].tensor_type) if name in stored else None
+        if found is None or abs(found.reshape(weight.shape) - weight).max() > ROUNDED[kind] * abs(weight).max():
+            raise ValueError(f"the file does not hold the checkpoint's weights: {name} differs")
+
+
+@torch.inference_mode()
+def logits_apart(model, path, kind):
+    """How far llama.cpp's logits with the file are from the model's, relative to the largest; None: not installed.
+
+    The median over positions: at one of them, rounding may send a token to another expert.
+
+    Raises:
+        ValueError: further than the numbers' format explains.
+    """
+    try:
+        from llama_cpp import Llama
+    except ImportError:
+        return None
+    ids = torch.randint(3, model.cfg.vocab_size, (min(32, model.cfg.max_seq_len),), generator=torch.manual_seed(0))
+    llama = Llama(str(path), n_ctx=model.cfg.max_seq_len, n_gpu_layers=0, logits_all=True, verbose=False)
+    llama.eval(ids.tolist())
+    theirs, ours = torch.tensor(llama.scores[: len(ids)]), model(ids[None]).logits[0]
+    difference = float((theirs - ours).abs().amax(-1).median() / ours.abs().max())
+    if difference > CLOSE[kind]:
+        raise ValueError(f"llama.cpp computes something else with the file: logits differ by {difference:.1e}")
+    return difference
+
+
 def save_gguf(model, tokenizer, path, kind="f16", name="minimind"):
-    """Writes the file, whole or not at all.
+    """Writes the file, reads it again and compares; whole or not at all.
 
     Args:
         kind: "f32", "f16" or "q8_0" (blocks of 32 weights with a common scale); norms and routers stay fp32.
+    Returns:
+        how far logits of llama.cpp are from the model's, relative to the largest; None where it is not installed.
     Raises:
-        ImportError: gguf is not installed. ValueError: the tokenizer is not one that llama.cpp knows.
+        ImportError: gguf is not installed. ValueError: the tokenizer is not one that llama.cpp knows, the experts have
+            biases, or what was written differs from the model by more than `kind` rounds.
     """
+    refuse_biases(model.cfg)
     try:
         import gguf
     except ImportError as error:
@@ -167,6 +209,9 @@ def save_gguf(model, tokenizer, path, kind="f16", name="minimind"):
         writer.close()
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        check_weights(model, temporary, kind)
+        difference = logits_apart(model, temporary, kind)
         os.replace(temporary, path)
+        return difference
     finally:
         temporary.unlink(missing_ok=True)

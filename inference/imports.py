@@ -5,11 +5,13 @@ come in: tied embeddings, no biases, one expert layer like the next; anything el
 """
 
 import json
+import re
 from pathlib import Path
 
 import torch
 
-from inference.export import NORMS, hide_bars
+from inference.export import NORMS, hide_bars, logits_of_both
+from inference.model_card import MARK
 from model.chat import load_tokenizer
 from model.huggingface import from_stock, own_name
 from model.LMConfig import LMConfig
@@ -18,6 +20,8 @@ from trainer.checkpoint import infer_config, load_file, load_strictly
 
 THEIR_NORMS = {theirs: ours for ours, theirs in NORMS.items()}
 EMBEDDING = "model.embed_tokens.weight"
+YARN = {"rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings"}  # what ours is told by
+CLOSE = 1e-4  # of the largest logit; fp32 in another order is some 1e-6 off
 
 
 def read_config(folder):
@@ -45,18 +49,26 @@ def read_config(folder):
         "rope_theta": theirs.get("rope_theta", 10000.0),
         **(theirs.get("rope_scaling") or {}),
     }
-    rule = rope.get("rope_type", "default")
+    rule = rope.get("rope_type") or rope.get("type") or "default"  # the second is how it was named before
     if rule not in ("default", "yarn"):
         raise ValueError(f"{folder} scales RoPE by {rule!r}; this model has default, NTK (as a larger base) and YaRN")
+    context = theirs["max_position_embeddings"]
+    if rule == "yarn":
+        more = sorted(name for name, value in rope.items() if name not in YARN and value is not None)
+        if more:
+            raise ValueError(f"{folder} stretches RoPE by YaRN with {', '.join(more)}, which this model does not have")
+        trained = rope.get("original_max_position_embeddings") or context
+        context = context if int(context / rope["factor"]) == trained else int(trained * rope["factor"])
+    heads = theirs["num_attention_heads"]
     cfg = {
         "dim": theirs["hidden_size"],
         "n_layers": theirs["num_hidden_layers"],
-        "n_heads": theirs["num_attention_heads"],
-        "n_kv_heads": theirs["num_key_value_heads"],
+        "n_heads": heads,
+        "n_kv_heads": theirs.get("num_key_value_heads") or heads,
         "vocab_size": theirs["vocab_size"],
         "hidden_dim": theirs["moe_intermediate_size" if moe else "intermediate_size"],
-        "norm_eps": theirs["rms_norm_eps"],
-        "max_seq_len": theirs["max_position_embeddings"],
+        "norm_eps": theirs.get("rms_norm_eps", 1e-6),  # transformers' own default
+        "max_seq_len": context,
         "rope_theta": rope["rope_theta"],
         "rope_scaling": f"yarn:{rope['factor']:g}" if rule == "yarn" else None,
     }
@@ -109,7 +121,13 @@ def import_folder(folder):
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     model = Transformer(cfg)
     load_strictly(model, own_state(stock.state_dict(), cfg), folder)
-    return model.eval(), load_tokenizer(folder)
+    *_, difference = logits_of_both(model.eval(), stock.eval())
+    if difference > CLOSE:
+        raise ValueError(
+            f"{folder} computes something that this model cannot: logits differ by {difference:.1e} of the largest; "
+            "its config.json has a setting that is not known here"
+        )
+    return model, load_tokenizer(folder)
 
 
 def import_v1(path, tokenizer_dir=None):
@@ -118,3 +136,14 @@ def import_v1(path, tokenizer_dir=None):
     model = Transformer(infer_config(state))
     load_strictly(model, state, path)
     return model.eval(), load_tokenizer(tokenizer_dir)
+
+
+def stage_of(path, output):
+    """The stage of what is imported: as an export of ours recorded it, else by its or the new file's name.
+
+    Only a model of a stage before chats continues text; MiniMind's names are full_sft_512.pth, rlhf_768_moe.pth.
+    """
+    if (Path(path) / MARK).is_file():
+        return json.loads((Path(path) / MARK).read_text(encoding="utf-8"))["stage"]
+    names = [found[1] for p in (path, output) if (found := re.fullmatch(r"([a-z_]+?)_\d+(_moe)?\.pth", Path(p).name))]
+    return names[0] if names else "pretrain"

@@ -1,6 +1,11 @@
 """The texts that go with an exported model: a model card for the Hub, a Modelfile for Ollama."""
 
+import hashlib
 import json
+
+from trainer.checkpoint import provenance, save_json, write_atomically
+
+MARK = "minimind.json"  # in a folder that was written here
 
 
 def model_card(model, about, path, name):
@@ -61,3 +66,21 @@ def modelfile(file, tokenizer, cfg):
     message = turn("{{ $m.Role }}", "{{ $m.Content }}").removeprefix(bos)
     template = "{{ range $i, $m := .Messages }}" + between + message + "{{ end }}" + f"{bos}assistant\n"
     return f'FROM ./{file}\nTEMPLATE """{template}"""\nPARAMETER stop "{eos}"\nPARAMETER num_ctx {cfg.max_seq_len}\n'
+
+
+def mark_as_own(folder, about, path, **more):
+    """Writes what says that a folder was written here, and from which checkpoint of which stage."""
+    save_json(folder / MARK, {"stage": about.get("stage"), "checkpoint": str(path), **more, **provenance()})
+
+
+def write_card(folder, card, about, path):
+    """Writes README.md, unless somebody has changed it since, and what says that the folder was written here."""
+    mark, file = folder / MARK, folder / "README.md"
+    before = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}
+    changed = file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != before.get("card")
+    if changed:
+        print(f"kept: {file}, which was changed by hand; what it says of the model may be old")
+    else:
+        write_atomically(file, lambda f: f.write(card))
+    own = before.get("card") if changed else hashlib.sha256(card).hexdigest()
+    mark_as_own(folder, about, path, card=own)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import gguf_parity
+from inference import export, imports
 from inference.engine import Sampling, generate
 from inference.export import save_hugging_face
 from inference.gguf_file import save_gguf, tensors_of
@@ -164,6 +165,13 @@ def test_trl_trains_on_from_the_folder_where_we_are(tmp_path):
         ({"attention_bias": True}, "biases in attention"),
         ({"hidden_act": "gelu"}, "activation gelu"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "'llama3'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 4.0}}, "'linear'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "'dynamic'"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 4}},
+            "YaRN with beta_fast",
+        ),
+        ({"attention_multiplier": 2.0, "rms_norm_eps": 0.5, "rope_theta": 17.0}, None),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value,
 )
@@ -171,8 +179,27 @@ def test_a_folder_that_this_model_cannot_compute_is_refused(change, said, tmp_pa
     save_hugging_face(make_model(), load_tokenizer(), tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **change}), encoding="utf-8")
+    if said is None:  # what is known is taken over, what has no effect does not matter
+        assert import_folder(tmp_path)[0].cfg.norm_eps == 0.5
+        return
     with pytest.raises(ValueError, match=said):
         import_folder(tmp_path)
+
+
+def test_a_setting_that_nobody_knew_is_found_by_the_logits(tmp_path, monkeypatch):
+    save_hugging_face(make_model(), load_tokenizer(), tmp_path)
+    monkeypatch.setattr(imports, "from_stock", lambda name, weight, cfg: weight)
+    with pytest.raises(ValueError, match="computes something that this model cannot: logits differ by"):
+        import_folder(tmp_path)
+
+
+def test_a_llama_of_before_heads_were_shared_is_read(tmp_path):
+    save_hugging_face(make_model(n_kv_heads=4), load_tokenizer(), tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    del config["num_key_value_heads"]
+    file.write_text(json.dumps(config), encoding="utf-8")
+    assert import_folder(tmp_path)[0].cfg.n_kv_heads == 4
 
 
 @pytest.mark.parametrize(
@@ -195,9 +222,11 @@ def test_what_was_not_exported_is_not_replaced(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/a.jsonl").write_text("{}", encoding="utf-8")
     (tmp_path / "a.gguf").write_bytes(b"notes")
+    save_hugging_face(make_model(), load_tokenizer(), tmp_path / "foreign")  # as somebody else's folder looks
     for output, form, words in (
-        ("raw", "hf", "holds other files and no config.json"),
-        ("raw", "ollama", "holds other files and no Modelfile"),
+        ("raw", "hf", "was not written here"),
+        ("raw", "ollama", "was not written here"),
+        ("foreign", "hf", "was not written here"),
         ("a.gguf", "gguf", "holds something else"),
         ("a.bin", "gguf", "end in .gguf"),
     ):
@@ -210,6 +239,57 @@ def test_what_was_not_exported_is_not_replaced(tmp_path):
     assert path.read_bytes() == before
     for _ in range(2):  # an imported one is replaced
         script("--import_from", tmp_path / "hf", "--output", tmp_path / "new/again.pth")
+
+
+def test_a_card_that_was_changed_by_hand_is_kept(tmp_path, capsys):
+    path, card = saved(make_model(), tmp_path), tmp_path / "hf" / "README.md"
+    for _ in range(2):
+        script("--model", path, "--output", tmp_path / "hf")
+    assert "kept:" not in capsys.readouterr().out
+    card.write_text("mine", encoding="utf-8")
+    for _ in range(2):
+        script("--model", path, "--output", tmp_path / "hf")
+        assert card.read_text(encoding="utf-8") == "mine" and "which was changed by hand" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "stage"),
+    [
+        ("hf", "x.pth", "full_sft"),  # as the export recorded it
+        ("foreign", "full_sft_32.pth", "full_sft"),
+        ("foreign", "x.pth", "pretrain"),
+        ("rlhf_32_moe.pth", "x.pth", "rlhf"),
+        ("pretrain_32.pth", "full_sft_32.pth", "pretrain"),
+    ],
+)
+def test_what_is_imported_keeps_its_stage(source, output, stage, tmp_path):
+    model = make_model(use_moe="moe" in source)
+    if source == "hf":
+        path = tmp_path / "full_sft_32.pth"
+        save_weights(path, model, describe(model.cfg, "full_sft", load_tokenizer()))
+        script("--model", path, "--output", tmp_path / "hf")
+    elif source == "foreign":
+        save_hugging_face(model, load_tokenizer(), tmp_path / source)
+    else:
+        torch.save(model.state_dict(), tmp_path / source)
+    script("--import_from", tmp_path / source, "--output", tmp_path / "own" / output)
+    assert load_model(tmp_path / "own" / output)[1]["stage"] == stage
+
+
+def test_an_export_that_computes_something_else_leaves_all_as_it_was(tmp_path, monkeypatch):
+    path = saved(make_model(), tmp_path)
+    script("--model", path, "--output", tmp_path / "hf")
+    script("--model", path, "--format", "gguf", "--output", tmp_path / "m.gguf")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    monkeypatch.setattr(export, "to_stock", lambda name, weight, cfg: weight)  # the rotary pairs stay where they are
+    with pytest.raises(ValueError, match="does not compute what the checkpoint does"):
+        script("--model", path, "--output", tmp_path / "hf")
+    gguf = pytest.importorskip("gguf")
+    real_quantize = gguf.quants.quantize
+    monkeypatch.setattr(gguf.quants, "quantize", lambda weight, kind: real_quantize(weight * 0, kind))
+    with pytest.raises(ValueError, match="does not hold the checkpoint's weights"):
+        script("--model", path, "--format", "gguf", "--type", "q8_0", "--output", tmp_path / "m.gguf")
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_a_dry_run_uploads_nothing(tmp_path, capsys, monkeypatch):
@@ -236,6 +316,14 @@ def test_a_gguf_file_holds_every_weight(shape, kind, error, tmp_path):
     assert count == model.n_params() + copies
     for name, weight in expected.items():
         assert abs(stored[name].reshape(weight.shape) - weight).max() <= error * abs(weight).max(), name
+
+
+def test_experts_with_biases_are_in_no_file_that_others_load(tmp_path):
+    model = make_model(use_moe=True, router_bias_rate=0.001)
+    for save in (save_hugging_face, save_gguf):
+        with pytest.raises(ValueError, match="balanced by biases"):
+            save(model, load_tokenizer(), tmp_path / "x.gguf")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gguf_file_is_whole_or_absent(tmp_path, monkeypatch):
