@@ -12,9 +12,10 @@ address names what is set and the conversation, which the server remembers while
 
 from inference.chat import Conversation
 from inference.opening import add_int8_flag, open_model
-from inference.page import answer, remembered_turns, settings, show_turn
+from inference.page import answer, changed, remembered_turns, settings, show_turn
 from model.int8 import to_int8
 from trainer import args
+from trainer.checkpoint import is_chat_stage
 from trainer.runtime import choose_device
 
 
@@ -37,16 +38,18 @@ def main(argv=None):
 
     @st.cache_resource(max_entries=2, show_spinner="loading the model")
     def load(path, changed, adapter, device):
-        model, tokenizer, *_ = open_model(path, adapter, typed.out_dir, choose_device(device))
-        return to_int8(model) if typed.int8 else model, tokenizer
+        model, tokenizer, about, *_ = open_model(path, adapter, typed.out_dir, choose_device(device))
+        return to_int8(model) if typed.int8 else model, tokenizer, about.get("stage", path.stem)
 
     try:
-        model, tokenizer = load(path, path.stat().st_mtime_ns, adapter, typed.device)
+        model, tokenizer, stage = load(path, changed(path, adapter), adapter, typed.device)
     except (ValueError, OSError) as error:
         st.error(str(error))
         st.stop()
     conversation = Conversation(model, tokenizer, sampling, system)
     st.sidebar.caption(f"{path.stem}: {model.n_params():,} parameters, context {model.cfg.max_seq_len}")
+    if not (adapter or is_chat_stage(stage)):
+        st.info("This model was not trained on chats: it continues text, whatever is asked. 3-full_sft.py teaches it.")
     with remembered_turns(st) as conversation.turns:
         talk(st, top, conversation)
 

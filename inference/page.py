@@ -3,6 +3,7 @@
 `st` is the streamlit module everywhere here, so that nothing needs it installed but the page itself.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import re
@@ -11,13 +12,17 @@ import uuid
 from pathlib import Path
 
 from inference.engine import Sampling
+from trainer.args import parse_seed
 
 THOUGHT = re.compile(r"<think>\n?(.*?)(?:\n?</think>\s*|\Z)(.*)", re.DOTALL)  # either part may be unfinished
 SLIDERS = {  # field of Sampling: lowest, highest, step
     "temperature": (0.0, 2.0, 0.05),
     "top_p": (0.05, 1.0, 0.05),
     "top_k": (0, 200, 1),
+    "min_p": (0.0, 0.5, 0.01),
     "repetition_penalty": (1.0, 2.0, 0.05),
+    "presence_penalty": (-2.0, 2.0, 0.1),
+    "frequency_penalty": (-2.0, 2.0, 0.1),
     "max_new_tokens": (16, 1024, 16),
 }
 REMEMBERED = 1000  # conversations
@@ -84,9 +89,18 @@ def settings(st, typed):
                 low, high, step = SLIDERS[field.name]
                 value, text = getattr(defaults, field.name), field.metadata["help"]
                 chosen[field.name] = st.slider(field.name, low, high, value, step, help=text, **kept(field.name))
-        seed = st.text_input("seed", "", help="a number makes answers repeatable", **kept("seed"))
-        chosen["seed"] = int(seed) if seed.strip().isdecimal() else None
+        seed = st.text_input("seed", "", help="a number makes answers repeatable", **kept("seed")).strip()
+        try:
+            chosen["seed"] = parse_seed(seed) if seed else None
+        except argparse.ArgumentTypeError:
+            st.error(f"{seed} is no whole number from 0 to 2^63 - 1; answers are not repeatable")
     return path, adapter, system, Sampling(**chosen)
+
+
+def changed(path, adapter):
+    """What changes when the checkpoint's file or the adapter's does, so that what is trained again is loaded."""
+    files = [path, *(sorted(adapter.glob("*.safetensors")) if adapter else [])]
+    return tuple(file.stat().st_mtime_ns for file in files)
 
 
 def answer(st, conversation, question, again=False):

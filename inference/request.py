@@ -49,7 +49,7 @@ class Request:
         self.text = list(ids)
         self.stream = None  # the Engine's, which knows the tokenizer
         self.cancelled = False
-        self.random = random.Random(sampling.seed)  # of its own: a seed gives the same text whoever else is served
+        self.random = random.Random(sampling.seed)  # of its own, whoever else is served
 
     @property
     def written(self):

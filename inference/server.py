@@ -213,6 +213,7 @@ class Server(uvicorn.Server):
     def __init__(self, service, host, port):
         # timeout_graceful_shutdown: for clients that do not read their last bytes
         settings = {"log_level": "warning", "access_log": False, "server_header": False, "timeout_graceful_shutdown": 5}
+        settings["limit_concurrency"] = service.cfg.connections
         super().__init__(uvicorn.Config(make_app(service), **settings))
         self.service, self.deadline = service, None
         try:

@@ -21,6 +21,7 @@ class ServeConfig:
     slots: int = knob(32, "most texts that are written at once")
     queue: int = knob(64, "most texts that wait for a slot; more are refused with 503")
     max_tokens: int = knob(1024, "most tokens a request may ask for, and what it gets if it does not say")
+    connections: int = knob(1000, "most connections, idle ones too; more are refused with 503")
     max_n: int = knob(16, "most texts of one request: prompts x n")
     max_body: int = knob(1 << 20, "most bytes of a request")
     body_seconds: float = knob(10.0, "longest that a request may take to arrive")

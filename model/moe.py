@@ -107,6 +107,8 @@ class MoEFeedForward(nn.Module):
     def route(self, x, weights, chosen, sizes):
         """Sends each token (N, C) through its experts, sizes (E,) of them each, and adds up their weighted answers."""
         k = chosen.shape[1]
+        if chosen.numel() < GROUPING_PAYS_FROM and (x.is_cuda or torch.compiler.is_compiling()):
+            return everyone(self.experts, x, weights, chosen)
         order = chosen.flatten().argsort(stable=True)  # the N*k visits, sorted by expert
         visits = x[order // k]
         if can_group(self.experts, visits):
@@ -117,6 +119,20 @@ class MoEFeedForward(nn.Module):
         # Back in token order each token's k answers lie together: a sum without atomics, the same on every run.
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
         return (answers[back].view(-1, k, x.shape[1]) * weights.unsqueeze(-1)).sum(1)
+
+
+def everyone(experts, x, weights, chosen):
+    """What the chosen experts answer, from all experts for all tokens (N, C): nobody asks how many tokens each got.
+
+    For few tokens, whose time goes into reading the experts' weights. Asking makes a GPU wait at every layer, cannot be
+    recorded as a CUDA graph, and is compiled anew for every answer.
+    """
+    y = torch.zeros_like(x)
+    for e, expert in enumerate(experts):
+        here = chosen == e  # (N, k)
+        share = (weights * here).sum(1, keepdim=True)
+        y = y + torch.where(here.any(1, keepdim=True), expert(x) * share, 0.0)  # others' overflow stays out
+    return y
 
 
 def can_group(experts, visits):

@@ -366,7 +366,8 @@ def test_a_recorded_step_writes_what_the_step_writes(model, tokenizer, slots):
     assert {longest for _, longest in recorded.kept} == {48}  # the model's whole context, less than a span
 
 
-def test_warming_up_compiles_all_that_will_be_asked(tokenizer):
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
+def test_warming_up_compiles_all_that_will_be_asked(tokenizer, moe):
     graphs = []
 
     def count(graph, inputs):
@@ -374,7 +375,7 @@ def test_warming_up_compiles_all_that_will_be_asked(tokenizer):
         return graph.forward
 
     torch._dynamo.reset()
-    engine = Engine(large(tokenizer.vocab_size, context=64), tokenizer, slots=6)
+    engine = Engine(large(tokenizer.vocab_size, moe, context=64), tokenizer, slots=6)
     engine.next_logits = torch.compile(next_logits, dynamic=True, backend=count)
     engine.warm_up()
     known = len(graphs)

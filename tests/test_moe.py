@@ -75,6 +75,27 @@ def test_few_tokens_and_experts_with_adapters_go_one_after_the_other():
     assert not moe.can_group(model.layers[0].feed_forward.experts, visits)
 
 
+def test_all_experts_for_all_tokens_answer_and_learn_as_the_chosen_ones(monkeypatch):
+    made, x = layer(n_routed_experts=5, num_experts_per_tok=3), torch.randn(2, 7, 32)
+    loop = answers_and_gradients(made, x, True, monkeypatch)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # as on a GPU: nobody may ask how many
+    monkeypatch.setattr(torch.Tensor, "tolist", None)
+    found = answers_and_gradients(made, x, True, monkeypatch)
+    for name, expected in loop.items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_what_overflows_in_an_expert_that_was_not_chosen_does_not_matter():
+    experts = torch.nn.ModuleList(
+        [torch.nn.Identity(), torch.nn.Softplus(beta=-1e-45)]
+    )  # the second answers inf or nan
+    x = torch.randn(4, 8)
+    assert not experts[1](x).isfinite().any()
+    found = moe.everyone(experts, x, torch.ones(4, 1), torch.zeros(4, 1, dtype=torch.long))
+    assert torch.equal(found, x)
+
+
 @pytest.mark.no_cover
 def test_the_layer_is_compiled_in_one_piece():
     made = layer()
@@ -82,6 +103,8 @@ def test_the_layer_is_compiled_in_one_piece():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         explained = torch._dynamo.explain(made)(x, everyone)
     assert explained.graph_break_count == 0, explained.break_reasons
+    few = torch._dynamo.explain(made)(x[:, :3].contiguous(), everyone)
+    assert few.graph_break_count == 0, few.break_reasons
 
 
 def test_the_z_loss_is_the_papers():
