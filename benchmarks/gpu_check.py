@@ -126,13 +126,14 @@ def ranks(typed):
         backend = "cpu:gloo,cuda:nccl" if ids.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=0, world_size=1)
         runtime = Runtime(ids.device, runtimes[min(1, len(runtimes) - 1)].dtype, 0, 1, dist.new_group(backend="gloo"))
-        wanted = learnt(copy.deepcopy(model), ids, runtime)[1]
+        wanted, again = (learnt(copy.deepcopy(model), ids, runtime)[1] for _ in range(2))
+        same = max(1e-6, 2 * apart(again, wanted))  # flash attention's gradients are not the same on every run
         ddp = DistributedDataParallel(copy.deepcopy(model), gradient_as_bucket_view=True)
-        told("gradients, DDP", apart(learnt(ddp, ids, runtime)[1], wanted), 1e-6)
+        told("gradients, DDP", apart(learnt(ddp, ids, runtime)[1], wanted), same)
         shared = parallel.share_out(copy.deepcopy(model), runtime)
         optimizers = make_optimizers(shared, TrainConfig())
         gradients = learnt(shared, ids, runtime)[1]
-        told("gradients, FSDP2", apart([g.full_tensor() for g in gradients], wanted), 1e-6)
+        told("gradients, FSDP2", apart([g.full_tensor() for g in gradients], wanted), same)
         for optimizer in optimizers:
             optimizer.step()
         parts, other = Path(folder, "parts"), copy.deepcopy(model)
@@ -145,10 +146,16 @@ def ranks(typed):
 
 def writing(typed):
     """The engine, eager and compiled (on a GPU its step is a recorded graph), against a plain loop: greedy texts."""
-    model, ids, runtimes = subject(typed)
-    can_compile = choose_compile("auto", ids.device, 10**9)[0]
     tokenizer = ChatTokenizer(load_tokenizer().path)
     tokenizer.eos_id = -1  # no text ends early
+    for use_moe in (False, True):
+        written(typed, tokenizer, use_moe)
+
+
+def written(typed, tokenizer, use_moe):
+    """The same for one model."""
+    model, ids, runtimes = subject(typed, use_moe=use_moe)
+    can_compile = choose_compile("auto", ids.device, 10**9)[0]
     for runtime in runtimes[:2]:
         own = copy.deepcopy(model).to(runtime.dtype).eval()
         plain, name = plain_loop(own, ids[:, :20], 40), str(runtime.dtype).removeprefix("torch.")
@@ -157,7 +164,7 @@ def writing(typed):
             other = 1 - share_equal(engine_writes(engine, ids[:, :20], 40), plain)
             # two nearly equal logits may change places in a format of 8 bits, and the text behind them is another
             allowed = 0.0 if runtime.dtype == torch.float32 else 0.5
-            who = f"{'compiled ' * compiled}engine, {name}"
+            who = f"{'compiled ' * compiled}engine, {name}{', experts' * use_moe}"
             told(f"other tokens, {who}", other, allowed)
             if ids.is_cuda:
                 told(f"no step recorded, {who}", float(not engine.next_logits.kept), 0.0)
@@ -255,6 +262,11 @@ def main(argv=None):
     choose_device(typed.device)
     found, tables, failures = [], {}, {}
     common = ["--device", typed.device]
+
+    def keep():  # after every part: whoever lends the machine may take it back at any time
+        if typed.json:
+            save_json(Path(typed.json), {"about": about, "compared": found, "tables": tables, "failures": failures})
+
     about = f"{machine()}, {datetime.date.today()}, {typed.preset}"
     print(f"{about}\n\n| compared | apart | bound | holds |\n|---|---:|---:|---|", flush=True)
     for name in (p for p in typed.parts if p in PARTS):
@@ -271,15 +283,15 @@ def main(argv=None):
         if failure:
             failures[name] = failure
             print(f"| {name} | failed | | NO |", flush=True)
+        keep()
     for name in (p for p in typed.parts if p in TABLES):
         script, *flags = (word.format(**vars(typed)) for word in TABLES[name])
         tables[name], failure = output_of([f"benchmarks/{script}", *flags, *common], typed.patience)
         failures |= {name: failure} if failure else {}
+        keep()
         print(f"\n{script} {' '.join(flags)}\n\n{tables[name]}", flush=True)
     for name, failure in failures.items():
         print(f"\n{name} did not end well:\n{failure}", flush=True)
-    if typed.json:
-        save_json(Path(typed.json), {"about": about, "compared": found, "tables": tables, "failures": failures})
     if failures or not all(r["holds"] for r in found):
         raise SystemExit(1)
 

@@ -33,7 +33,7 @@ def attend(q, k, v, mask, p_drop, fused, beginning=None):
         return attend_behind(q, k, v, mask, *beginning)
     if not fused:
         return written_out(q, k, v, mask, p_drop, block=q.shape[2])
-    if q.is_cuda and mask is None and q.dtype != torch.float32:  # where flash attention runs, it shares heads
+    if mask is None and has_flash(q):  # it shares heads where they are
         return F.scaled_dot_product_attention(q, k, v, dropout_p=p_drop, is_causal=True, enable_gqa=True)
     if q.device.type == "cpu" and q.shape[2] == k.shape[2] <= BLOCKS_PAY_UP_TO:
         # the CPU's fused kernel takes 140 ms forwards and backwards, this 77 (B 8, H 16, T 512, D 32, bf16, compiled)
@@ -42,6 +42,12 @@ def attend(q, k, v, mask, p_drop, fused, beginning=None):
     if not shares:  # as long (B 16, H 16, K 8, T 1, S 190, D 32)
         k, v = (for_every_query_head(x, q) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, mask, p_drop, is_causal=mask is None, enable_gqa=shares)
+
+
+def has_flash(q):
+    """Whether flash attention runs for q (…, D) on its device; elsewhere shared heads would take a slow way."""
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    return q.is_cuda and half and q.shape[-1] <= 256 and torch.cuda.get_device_properties(q.device).major >= 8
 
 
 def for_every_query_head(x, q):

@@ -35,27 +35,20 @@ class Batch:
         labels: (B, T) int64, what is to follow, IGNORE where nothing is scored.
         docs: (B, T) int64 document number within the row, -1 for padding.
         rows: row numbers in the data set, so that an error can name the data.
+        units: scored positions, what a sum of losses is divided by.
+        tokens: positions that hold a real token.
+        real_rows: rows that score anything; fillers do not.
+
+    The counts are made where the batch is, in a worker process: nothing waits for them, least of all a GPU.
     """
 
     ids: torch.Tensor
     labels: torch.Tensor
     docs: torch.Tensor
     rows: list
-
-    @property
-    def units(self):
-        """Scored positions: what a sum of losses is divided by."""
-        return int((self.labels != IGNORE).sum())
-
-    @property
-    def tokens(self):
-        """Positions that hold a real token."""
-        return int((self.docs >= 0).sum())
-
-    @property
-    def real_rows(self):
-        """Rows that score anything; fillers do not."""
-        return int((self.labels != IGNORE).any(1).sum())
+    units: int
+    tokens: int
+    real_rows: int
 
     def to(self, device):
         """The same batch on another device; the copy overlaps with computation where memory is pinned."""
@@ -77,22 +70,24 @@ class PairBatch(Batch):
     Document d of row b and document d of row B + b answer the same question, and each pair has its number d in `pairs`.
 
     Attributes:
+        units: pairs, what a sum of preference losses is divided by.
         reference: (2, B x M) summed log-probs of the answers under the reference model, nats; 0 if there is none.
-        pairs: (B x M,) bool, True where there is a pair; M is the most pairs that any row holds.
+        pairs: (N,) places of the pairs among B x M; M is the most pairs that any row holds.
     """
 
     reference: torch.Tensor
     pairs: torch.Tensor
 
-    @property
-    def units(self):
-        """Pairs: what a sum of preference losses is divided by."""
-        return int(self.pairs.sum())
-
 
 def collate(samples):
     """Samples → a Batch. Its labels are theirs shifted by one, where document and label belong together."""
-    return Batch(*rows_of(samples), [s.row for s in samples])
+    ids, labels, docs = rows_of(samples)
+    return Batch(ids, labels, docs, [s.row for s in samples], int((labels != IGNORE).sum()), *filled(labels, docs))
+
+
+def filled(labels, docs):
+    """Of labels and docs (B, T): how many positions hold a real token, and how many rows score anything."""
+    return int((docs >= 0).sum()), int((labels != IGNORE).any(1).sum())
 
 
 def rows_of(samples):
@@ -111,5 +106,7 @@ def collate_pairs(samples):
     chosen, rejected, reference, counts = zip(*samples)
     reference = torch.from_numpy(np.stack(reference, axis=1))  # (2, B, M)
     pairs = torch.arange(reference.shape[2]) < torch.tensor(counts)[:, None]  # (B, M)
+    pairs = pairs.flatten().nonzero().squeeze(1)
     rows = [s.row for s in chosen]
-    return PairBatch(*rows_of([*chosen, *rejected]), rows, reference.flatten(1), pairs.flatten())
+    ids, labels, docs = rows_of([*chosen, *rejected])
+    return PairBatch(ids, labels, docs, rows, len(pairs), *filled(labels, docs), reference.flatten(1), pairs)

@@ -358,6 +358,46 @@ def test_validation_is_nats_per_scored_token_and_bits_per_byte(tmp_path):
     assert model.training
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_in_a_validation_is_heeded_before_its_end(tmp_path, capsys, number):
+    seen = []
+
+    def loss_fn(model, batch):
+        if not model.training:
+            seen.append(1)
+            if len(seen) == 2:
+                os.kill(os.getpid(), number)
+        return language_model_loss(model, batch)
+
+    def run(out_dir):
+        torch.manual_seed(3)
+        rows, cfg = Rows(), settings(out_dir, eval_interval=4, batch_size=4, save_interval=1000)
+        data = Data(rows, np.arange(90), rows, np.arange(90, 103))
+        return fit(Transformer(LMConfig(**SHAPE)), CPU, cfg, "pretrain", ByteVocabulary(), data, loss_fn)
+
+    if number == signal.SIGTERM:
+        with pytest.raises(Stopped):
+            run(tmp_path)
+        assert len(seen) == 2 and "stopped at step 4, saved" in capsys.readouterr().out
+    progress = run(tmp_path)
+    lines = [json.loads(x) for x in open(tmp_path / "pretrain_32.jsonl", encoding="utf-8")]
+    validated = [r["step"] for r in lines if "val_loss" in r]
+    if number == signal.SIGUSR1:
+        assert "at step 4, as SIGUSR1 asked; training goes on" in capsys.readouterr().out
+        assert validated == [4, 8, 10] and len(seen) == 2 + 3 * 4  # the first was begun again
+    assert progress.val_step == 10 and validated[-2:] == [8, 10]
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(0, None), (1, 16), (3, 6)])
+def test_the_batches_of_two_steps_are_made_ahead(tmp_path, monkeypatch, workers, ahead):
+    asked, rows = [], Rows(20)
+    monkeypatch.setattr(loop, "DataLoader", lambda *_, **given: asked.append(given["prefetch_factor"]) or [])
+    cfg = settings(tmp_path, num_workers=workers, accumulation_steps=8)
+    run = Run(Transformer(LMConfig(**SHAPE)), CPU, cfg, "pretrain", ByteVocabulary(), Data(rows, np.arange(20)), None)
+    list(loop.windows_of(run))
+    assert asked == [ahead]
+
+
 def test_the_log_has_a_line_per_interval_with_the_same_numbers_as_the_screen(tmp_path, capsys):
     train(tmp_path)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
@@ -529,10 +569,10 @@ def test_a_run_killed_behind_its_last_save_validates_when_started_again(tmp_path
     whole = run(tmp_path / "a")
     validate = loop.validate
 
-    def power_cut(run):
+    def power_cut(run, stop):
         if run.progress.step == 10:
             raise OSError("power cut")
-        return validate(run)
+        return validate(run, stop)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="power cut"):
         patch.setattr(loop, "validate", power_cut)

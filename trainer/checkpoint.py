@@ -95,7 +95,7 @@ def provenance():
 
 def save_weights(path, model, description, state=None):
     """Writes the state dict, the model's own if none is given, and its description."""
-    state = {name: tensor.detach().float() for name, tensor in (state or model.state_dict()).items()}
+    state = {name: tensor.detach().float().cpu() for name, tensor in (state or model.state_dict()).items()}
     state["output.weight"] = state["tok_embeddings.weight"]  # one tensor on disk, as in memory
     save_json(path.with_suffix(".json"), description)  # first: weights without it would have to be guessed about
     write_atomically(path, lambda f: torch.save(state, f))

@@ -11,7 +11,6 @@ import signal
 import torch
 from torch.utils.data import DataLoader
 
-from model.labels import IGNORE
 from model.LMConfig import Auto
 from trainer import checkpoint, parallel
 from trainer.batch_fit import fit_batch
@@ -22,13 +21,10 @@ from trainer.optim import set_learning_rate
 from trainer.profiling import Profiler
 from trainer.reference import judged, like_steps, reference_for
 from trainer.run import Run
-from trainer.runtime import Stopped, StopSignal, begin_worker, choose_compile, seed_step
-from trainer.sampler import RowOrder, StepSampler
+from trainer.runtime import Interrupted, Stopped, StopSignal, begin_worker, choose_compile, seed_step
+from trainer.sampler import StepSampler
 from trainer.schedule import lr_factor
-
-
-class Interrupted(Exception):
-    """A signal came in the middle of a step, which is given up; nothing has moved."""
+from trainer.validation import validate
 
 
 def step(run, model, batches, stop=None):
@@ -114,36 +110,6 @@ def lr_now(run):
     )
 
 
-@torch.no_grad()
-def validate(run):
-    """The stage's loss over at most eval_batches batches of held-out rows, for the log; None without such rows."""
-    if run.data.val is None:
-        return None
-    cfg, runtime = run.cfg, run.runtime
-    order = RowOrder(run.data.val_rows, cfg.batch_size, 1, cfg.seed, runtime.rank, runtime.world)
-    stop = min(order.steps_per_epoch, max(1, cfg.eval_batches // runtime.world))
-    bytes_of = torch.from_numpy(run.tokenizer.token_bytes)
-    totals, facts = [0.0, 0, 0], {}
-    run.model.eval()
-    with run.shown_weights():
-        for batch in DataLoader(run.data.val, batch_sampler=StepSampler(order, 0, stop), collate_fn=run.data.collate):
-            with runtime.memory_for(cfg.batch_size), runtime.autocast():
-                loss, _, _, found = run.loss_fn(run.model, batch.to(runtime.device))
-            scored = int(bytes_of[batch.labels[batch.labels != IGNORE]].sum())
-            totals = [x + y for x, y in zip(totals, (loss.item(), batch.units, scored))]
-            facts = {name: facts.get(name, 0.0) + value.item() for name, value in found.items()}
-    parallel.reshard(run.model)
-    run.model.train()
-    nats, units, text_bytes, *facts_summed = parallel.summed([*totals, *facts.values()], runtime)
-    run.progress.val_loss, run.progress.val_step = nats / units, run.progress.step
-    measured = {"val_loss": run.progress.val_loss}
-    if not facts:  # a loss over tokens: the same text, counted in what does not depend on the tokenizer
-        run.progress.val_bits_per_byte = nats / math.log(2) / max(text_bytes, 1)
-        measured["val_bits_per_byte"] = run.progress.val_bits_per_byte
-    run.progress.val_facts = {f"val_{name}": x / units for name, x in zip(facts, facts_summed)}
-    return measured | run.progress.val_facts
-
-
 def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss, save_weights=checkpoint.save_weights):
     """Trains `model` and leaves out/<stage>_<dim>.pth behind; returns the Progress at the end.
 
@@ -165,6 +131,9 @@ def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss
     model.recompute = cfg.recompute
     if isinstance(cfg.batch_size, Auto):
         fit_batch(model.to(runtime.device), runtime, cfg, data, loss_fn)
+    if runtime.device.type == "cuda":  # what was tried, or scored before, is no part of what training takes
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(runtime.device)
     run = Run(model, runtime, cfg, stage, tokenizer, data, loss_fn, save_weights)
     run.resume()
     if run.progress.step >= run.total and not lacks_validation(run):
@@ -202,7 +171,7 @@ def train(run, model, log, stop):
     model.train()
     if (cfg.init_from and run.progress.step == 0) or run.progress.step >= run.total:
         # what the stage starts from, so that one sees what it changes; or what a run killed after its last save lacks
-        log_validation(run, log)
+        log_validation(run, log, stop)
     meter, leaps, windows, profiler = Meter(run), LeapDetector(run.progress.leaps), windows_of(run), Profiler(run)
     while run.progress.step < run.total:
         at = run.progress.step
@@ -235,13 +204,13 @@ def train(run, model, log, stop):
                 continue
             leaps = LeapDetector()  # the loss is high and there is no way back: this is what is usual now
         run.progress.leaps = leaps.state()
-        keep_books(run, log, meter)
+        keep_books(run, log, meter, stop)
     profiler.tell()
     if not math.isnan(run.progress.val_loss):
         run.save()  # once more, so that the description has the validation loss
 
 
-def keep_books(run, log, meter):
+def keep_books(run, log, meter, stop):
     """What is due after a step: a line, a save, a validation."""
     cfg, step_number = run.cfg, run.progress.step
     done = step_number == run.total
@@ -254,12 +223,13 @@ def keep_books(run, log, meter):
     due = cfg.eval_interval and step_number % cfg.eval_interval == 0
     if due or done:  # after the save: a validation that fails must not cost it
         with meter.paused():
-            log_validation(run, log)
+            log_validation(run, log, stop)
 
 
 def windows_of(run):
     """The micro-batches of each step to come, in lists."""
     cfg, start = run.cfg, run.progress.step
+    ahead = max(2, -(-2 * cfg.accumulation_steps // max(cfg.num_workers, 1)))  # batches of each worker: of two steps
     sampler = StepSampler(run.order, start, run.total, run.progress.skip)
     batches = iter(
         DataLoader(
@@ -267,6 +237,7 @@ def windows_of(run):
             batch_sampler=sampler,
             collate_fn=run.data.collate,
             num_workers=cfg.num_workers,
+            prefetch_factor=ahead if cfg.num_workers else None,
             pin_memory=run.runtime.device.type == "cuda",
             persistent_workers=cfg.num_workers > 0,
             worker_init_fn=begin_worker,
@@ -292,9 +263,14 @@ def save_and_leave(run, stop):
     raise Stopped(128 + (stop.received or signal.SIGTERM))
 
 
-def log_validation(run, log):
-    """Validates, shows and stores the result."""
-    measured = validate(run)
+def log_validation(run, log, stop):
+    """Validates, shows and stores the result; begins again after a signal that asked for a save only."""
+    while True:
+        try:
+            measured = validate(run, stop)
+            break
+        except Interrupted:
+            save_and_leave(run, stop)
     if measured:
         record = {"step": run.progress.step, "total": run.total, **measured}
         record |= judged(run.reference, run.progress.tokens, measured["val_loss"])

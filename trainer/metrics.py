@@ -14,6 +14,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
+from trainer import parallel
 from trainer.checkpoint import write_atomically
 from trainer.flops import flops_per_token, peak_flops
 from trainer.reference import BAND, TRACKS, judged, like_steps
@@ -205,9 +206,10 @@ class Meter:
         if progress.skipped:
             record["skipped_steps"] = progress.skipped
         if torch.is_tensor(self.load) and self.load.numel():
-            per_expert = self.load.sum(0).float()
+            load = parallel.total(self.load, run.runtime)  # of all ranks, which come here at the same step
+            per_expert = load.sum(0).float()
             record["expert_share"] = (per_expert / per_expert.sum()).tolist()
-            record["idle_experts"] = int((self.load == 0).sum())
+            record["idle_experts"] = int((load == 0).sum())
         self._restart()
         return record
 

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.runtime import Runtime, choose_device, choose_dtype
+from trainer.runtime import Runtime, Stopped, choose_device, choose_dtype
 
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it gives up with an error
 VERY_PATIENT = timedelta(days=30)  # the same where they wait for work on data, which may take hours and is no error
@@ -51,6 +51,9 @@ def joined(cfg):
     try:
         yield Runtime(device, dtype, rank, world, dist.new_group(backend="gloo", timeout=VERY_PATIENT))
         well = True
+    except Stopped:  # all ranks leave together
+        well = True
+        raise
     finally:
         if well or device.type != "cuda":  # after an error NCCL would wait for the others, which wait for this rank
             # DDP sits in reference cycles and holds the group; left to the end of the interpreter, the group's threads

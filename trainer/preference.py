@@ -101,7 +101,7 @@ def preference_loss(model, batch, cfg):
         prefers, how often the chosen answer is the likelier one.
     """
     out = model(batch.ids, batch.labels, docs=batch.docs)  # labels tell which rows count for the experts' balance
-    most = batch.pairs.numel() * 2 // len(batch.ids)
+    most = batch.reference.shape[1] * 2 // len(batch.ids)
     sums, counts = log_probs(out.logits, batch.labels, batch.docs, most)
     sums, counts = (x.view(2, -1)[:, batch.pairs] for x in (sums, counts))  # (2, N)
     reference = batch.reference[:, batch.pairs]

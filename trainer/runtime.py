@@ -205,6 +205,10 @@ class StopSignal:
             signal.signal(number, handler)
 
 
+class Interrupted(Exception):
+    """A signal came in the middle of a step or a validation, which is given up; nothing has moved."""
+
+
 class Stopped(KeyboardInterrupt):
     """Raised after the save that a signal asked for; carries the exit code that shells expect."""
 
