@@ -90,6 +90,19 @@ def formats(typed):
                 told(f"gradients, {name}, {how}", apart(gradients, wanted[1]), 2 * bound)
 
 
+def chunks(typed):
+    """The loss as a run takes it, on a GPU in chunks of positions, against the one from all logits."""
+    model, ids, runtimes = subject(typed)
+    for runtime in runtimes:
+        wanted, name = learnt(model, ids, runtime)[1], str(runtime.dtype).removeprefix("torch.")
+        model.zero_grad(set_to_none=True)
+        with runtime.autocast():
+            loss = model(ids[:, :-1], ids[:, 1:], loss_only=True).loss / ids[:, 1:].numel()
+        loss.backward()
+        gradients = [p.grad for p in model.parameters()]
+        told(f"gradients, loss alone, {name}", apart(gradients, wanted), 2 * CLOSE[runtime.dtype])
+
+
 def masks(typed):
     """Documents that share a row against rows of their own; fused attention against the plain formula."""
     model, ids, runtimes = subject(typed)
@@ -212,7 +225,7 @@ def sparse(typed):
         for _ in range(15):
             started = time.perf_counter()
             with runtime.autocast():
-                loss = model(ids[:, :-1], ids[:, 1:]).loss / ids[:, 1:].numel()
+                loss = model(ids[:, :-1], ids[:, 1:], loss_only=True).loss / ids[:, 1:].numel()
             loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
@@ -223,7 +236,7 @@ def sparse(typed):
     told(f"dense tokens/s over those with experts ({speeds[1]:,.0f}, {speeds[0]:,.0f})", speeds[1] / speeds[0], 1 / 0.6)
 
 
-PARTS = {f.__name__: f for f in (formats, masks, experts, ranks, writing, runs, sparse)}
+PARTS = {f.__name__: f for f in (formats, chunks, masks, experts, ranks, writing, runs, sparse)}
 TABLES = {  # behind the checks, each the whole output of a script beside this one
     "train": ["train_speed.py", "--data_path", "{data_path}", "--preset", "{preset}", "--batch_size", "{batch_size}"],
     "train_base": ["train_speed.py", "--data_path", "{data_path}", "--preset", "base", "--batch_size", "{batch_size}"],

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import attend
-from model.cross_entropy import cross_entropy_sum
+from model.cross_entropy import cross_entropy_sum, linear_cross_entropy_sum
 from model.dropout import dropout
 from model.labels import IGNORE
 from model.linear import Linear
@@ -27,13 +27,13 @@ class Output(NamedTuple):
     """What one forward pass learned.
 
     Attributes:
-        logits: (B, T, V), or (B, 1, V) with last_only.
+        logits: (B, T, V), or (B, 1, V) with last_only; None where only the loss was asked for.
         loss: 0-d sum of nats over the scored targets, fp32; None without targets.
         balance: 0-d balance loss of the experts, already weighted, mean over rows; 0 in a dense model.
         load: (L, E) tokens sent to each expert; (L, 0) in a dense model.
     """
 
-    logits: torch.Tensor
+    logits: torch.Tensor | None
     loss: torch.Tensor | None
     balance: torch.Tensor
     load: torch.Tensor
@@ -175,7 +175,7 @@ class Transformer(nn.Module):
         for layer in self.layers:
             layer.compile(*args, **kwargs)
 
-    def forward(self, tokens, targets=None, docs=None, cache=None, last_only=False):
+    def forward(self, tokens, targets=None, docs=None, cache=None, last_only=False, loss_only=False, counted=None):
         """Runs the model once.
 
         Args:
@@ -184,14 +184,19 @@ class Transformer(nn.Module):
             docs: (B, T) document numbers; given, a position sees only its own document. None: all before it.
             cache: a KVCache; tokens go behind what it holds and it is advanced.
             last_only: logits of the last position only, which is all that generation needs.
+            loss_only: the loss of the targets and no logits, which need not be there together then.
+            counted: (B,) bool, the rows that count for balance; None: those with targets, or all.
         Returns:
             Output(logits, loss, balance, load).
         Raises:
             ValueError: more positions than max_seq_len, or docs together with a cache.
         """
-        counted = (targets != IGNORE).any(1) if targets is not None else None
+        if counted is None and targets is not None:
+            counted = (targets != IGNORE).any(1)
         last = tokens.new_full((len(tokens), 1), tokens.shape[1] - 1) if last_only else None
         x, balance, load = self.states(tokens, docs, cache, counted=counted, at=last)
+        if loss_only:
+            return Output(None, linear_cross_entropy_sum(x, self.output.weight, targets), balance, load)
         logits = self.output(x)  # (B, T or 1, V)
         loss = cross_entropy_sum(logits, targets) if targets is not None else None
         return Output(logits, loss, balance, load)

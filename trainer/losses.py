@@ -29,13 +29,13 @@ def language_model_loss(model, batch, doc_mask=False):
     """Next-token prediction: pretraining and supervised fine-tuning.
 
     Args:
-        model: called as model(ids, targets, docs=…) → Output.
+        model: called as model(ids, targets, docs=…, loss_only=True) → Output.
         batch: a Batch (B, T).
         doc_mask: packed documents cannot see each other.
     Returns:
         Losses; the loss is in nats.
     """
-    out = model(batch.ids, batch.labels, docs=batch.docs if doc_mask else None)
+    out = model(batch.ids, batch.labels, docs=batch.docs if doc_mask else None, loss_only=True)
     return Losses(out.loss, out.balance, out.load, {})
 
 

@@ -93,14 +93,14 @@ def preference_loss(model, batch, cfg):
     """The loss of cfg.loss over a PairBatch.
 
     Args:
-        model: called as model(ids, targets, docs=…) → Output.
+        model: called as model(ids, docs=…, counted=…) → Output.
         batch: a PairBatch of 2 B rows.
         cfg: has loss, beta, gamma, label_smoothing, length_normalised.
     Returns:
         Losses; the facts are sums over the pairs: rewards (nats), margin, accuracy (a tie counts one half), and
         prefers, how often the chosen answer is the likelier one.
     """
-    out = model(batch.ids, batch.labels, docs=batch.docs)  # labels tell which rows count for the experts' balance
+    out = model(batch.ids, docs=batch.docs, counted=(batch.labels != IGNORE).any(1))
     most = batch.reference.shape[1] * 2 // len(batch.ids)
     sums, counts = log_probs(out.logits, batch.labels, batch.docs, most)
     sums, counts = (x.view(2, -1)[:, batch.pairs] for x in (sums, counts))  # (2, N)
