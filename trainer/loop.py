@@ -51,7 +51,7 @@ def step(run, model, batches, stop=None):
     seed_step(cfg.seed, run.progress.step, runtime.rank)
     losses, load, facts = [], 0, {}
     for i, batch in enumerate(batches):
-        if stop is not None and parallel.asked_to_stop(model, stop, runtime, first=i == 0):
+        if stop is not None and parallel.asked_to_stop(stop, runtime):
             forget_gradients(run)
             raise Interrupted
         share = batch.real_rows / rows  # counted before the batch moves, so that the host need not wait for the GPU

@@ -89,13 +89,9 @@ def wrap(model, runtime):
     return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
-def asked_to_stop(model, stop, runtime, first):
-    """Whether any rank received a signal that should be heeded before this micro-batch; the same on every rank.
-
-    What a shared out model has gathered of a step cannot be forgotten, so there only leaving interrupts one.
-    """
-    leave, save = summed([stop.received, stop.save], runtime)
-    return bool(leave or (save and (first or not isinstance(model, FSDPModule))))
+def asked_to_stop(stop, runtime):
+    """Whether any rank received a signal that should be heeded now; the same on every rank."""
+    return any(summed([stop.received, stop.save], runtime))
 
 
 def whole(value, keep=True):
@@ -210,11 +206,11 @@ def main_first(runtime):
 
 @contextlib.contextmanager
 def no_sync(model, skip):
-    """A context in which gradients stay on their rank; only the last micro-batch of a step exchanges them."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(not skip)
-        yield
-    elif skip and isinstance(model, DistributedDataParallel):
+    """A context in which gradients stay on their rank; only the last micro-batch of a step exchanges them.
+
+    A model that is shared out exchanges them always, for else every rank would keep whole gradients meanwhile.
+    """
+    if skip and isinstance(model, DistributedDataParallel):
         with model.no_sync():
             yield
     else:

@@ -29,7 +29,7 @@ def validate(run, stop=None):
     run.model.eval()
     with run.shown_weights(), restored(run.model):
         for batch in DataLoader(run.data.val, batch_sampler=StepSampler(order, 0, count), collate_fn=run.data.collate):
-            if stop is not None and parallel.asked_to_stop(run.model, stop, runtime, first=True):
+            if stop is not None and parallel.asked_to_stop(stop, runtime):
                 raise Interrupted
             with runtime.memory_for(cfg.batch_size), runtime.autocast():
                 loss, _, _, found = run.loss_fn(run.model, batch.to(runtime.device))
