@@ -110,15 +110,49 @@ class MoEFeedForward(nn.Module):
         if chosen.numel() < GROUPING_PAYS_FROM and (x.is_cuda or torch.compiler.is_compiling()):
             return everyone(self.experts, x, weights, chosen)
         order = chosen.flatten().argsort(stable=True)  # the N*k visits, sorted by expert
-        visits = x[order // k]
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+        visits = Visits.apply(x, order, back, k)
         if can_group(self.experts, visits):
             answers = grouped(self.experts, visits, sizes)
         else:
             parts = visits.split(sizes.tolist())
             answers = torch.cat([expert(part) for expert, part in zip(self.experts, parts)])
-        # Back in token order each token's k answers lie together: a sum without atomics, the same on every run.
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-        return (answers[back].view(-1, k, x.shape[1]) * weights.unsqueeze(-1)).sum(1)
+        return (Reordered.apply(answers, back, order).view(-1, k, x.shape[1]) * weights.unsqueeze(-1)).sum(1)
+
+
+# Each token's k visits lie together in token order: both ways are gathers and sums of k, without the atomic additions
+# or the sorting by which PyTorch takes an index backwards, and give the same bits on every run.
+class Visits(torch.autograd.Function):
+    """x (N, C) → (N k, C), a copy of a token for each expert that it visits, sorted by expert."""
+
+    @staticmethod
+    def forward(ctx, x, order, back, k):
+        """order, back: (N k,), see Reordered."""
+        ctx.save_for_backward(back)
+        ctx.k = k
+        return x[order // k]
+
+    @staticmethod
+    def backward(ctx, slope):
+        """(N k, C) → (N, C): a token's gradient is the sum over its visits."""
+        (back,) = ctx.saved_tensors
+        return slope[back].view(-1, ctx.k, slope.shape[1]).sum(1), None, None, None
+
+
+class Reordered(torch.autograd.Function):
+    """x (M, C) in another order: row i of the result is row places[i] of x."""
+
+    @staticmethod
+    def forward(ctx, x, places, inverse):
+        """places, inverse: (M,) permutations, each the other's inverse."""
+        ctx.save_for_backward(inverse)
+        return x[places]
+
+    @staticmethod
+    def backward(ctx, slope):
+        """(M, C) → (M, C)."""
+        (inverse,) = ctx.saved_tensors
+        return slope[inverse], None, None
 
 
 def everyone(experts, x, weights, chosen):
