@@ -22,7 +22,7 @@ from cleaning.files import prepare_file, prepare_folder_of
 from inference.export import save_hugging_face
 from inference.gguf_file import TYPES, save_gguf
 from inference.imports import import_folder, import_v1, stage_of
-from inference.model_card import MARK, mark_as_own, model_card, modelfile, write_card
+from inference.model_card import MARK, mark_as_own, model_card, modelfile, scores_of, write_card
 from inference.opening import open_model
 from model.bin_data import read_sidecar
 from model.lora import merge_lora
@@ -103,7 +103,8 @@ def main(argv=None):
         return
     if typed.format == "hf":
         found = save_hugging_face(model, tokenizer, output)
-        write_card(output, model_card(model, about, path, output.name).encode("utf-8"), about, path)
+        card = model_card(model, about, path, output.name, scores_of(path, about, typed.lora))
+        write_card(output, card.encode("utf-8"), about, path)
         print(f"written: {output}; stock transformers computes the same: logits {found.logits:.1e} apart (relative), "
               f"greedy text of {found.tokens} tokens equal")  # fmt: skip
         if typed.push_to_hub:

@@ -2,18 +2,45 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 from trainer.checkpoint import provenance, save_json, write_atomically
 
 MARK = "minimind.json"  # in a folder that was written here
 
 
-def model_card(model, about, path, name):
-    """README.md of an exported folder: what it is, how it was made, how to use it.
+def scores_of(path, about, lora=None):
+    """{exam and scoring: score} that a checkpoint was given after it was trained, from the results beside it.
+
+    Args:
+        path: the checkpoint; about: its description; lora: the adapter that it was asked with.
+    """
+    found = {}
+    for file in sorted(path.parent.rglob("summary.json")):
+        try:
+            taken = json.loads(file.read_text(encoding="utf-8"))
+            own = Path(taken["model"]).name == path.name and taken["lora"] == lora
+            if not own or taken["saved"] < about.get("saved", ""):
+                continue
+            exam = f"{Path(taken['data_dir']).name} {taken['split']}, {taken['shots']} shots"
+            for scoring, s in taken["scorings"].items():
+                if s["answered"]:
+                    low, high = s["interval_95"]
+                    found[f"{exam}, {scoring.replace('_', ' ')}"] = (
+                        f"{s['accuracy']:.1%} of {s['answered']:,} questions [{low:.1%}, {high:.1%}]; guessing gives "
+                        f"{taken['chance']:.0%}"
+                    )
+        except (ValueError, KeyError, TypeError, AttributeError):  # cut off, or of another program
+            continue
+    return found
+
+
+def model_card(model, about, path, name, scores=None):
+    """README.md of an exported folder: what it is, how it was made, what it can do, how to use it.
 
     Args:
         about: the checkpoint's description; keys that it lacks are left out.
-        path: the checkpoint; name: the folder's name.
+        path: the checkpoint; name: the folder's name; scores: of scores_of.
     """
     cfg = model.cfg
     kind = f"{cfg.n_routed_experts} experts, {cfg.num_experts_per_tok} per token" if cfg.use_moe else "dense"
@@ -28,6 +55,7 @@ def model_card(model, about, path, name):
         "seed": about.get("seed"),
         "versions": json.dumps(about["versions"]) if "versions" in about else None,
         "checkpoint": path.name,
+        **(scores or {}),
     }
     rows = "\n".join(f"| {key} | {value} |" for key, value in made.items() if value is not None)
     return f"""---

@@ -241,6 +241,22 @@ def test_what_was_not_exported_is_not_replaced(tmp_path):
         script("--import_from", tmp_path / "hf", "--output", tmp_path / "new/again.pth")
 
 
+def test_the_card_has_the_scores_of_this_checkpoint(tmp_path):
+    path = saved(make_model(), tmp_path)
+    scoring = {"answered": 636, "accuracy": 0.984, "interval_95": [0.971, 0.991]}
+    taken = {"model": f"out/{path.name}", "lora": None, "data_dir": "x/ceval-exam", "split": "val", "shots": 5}
+    taken |= {"saved": "2999-01-01", "chance": 0.25, "scorings": {"cloze_sum": scoring, "letter": {"answered": 0}}}
+    others = ({"model": "out/other.pth"}, {"lora": "x"}, {"saved": "1999-01-01"}, {"scorings": 5})
+    for i, change in enumerate(({}, *others)):
+        (tmp_path / "ceval" / str(i)).mkdir(parents=True)
+        content = {**taken, "split": f"val{i}", **change}
+        (tmp_path / "ceval" / str(i) / "summary.json").write_text(json.dumps(content), encoding="utf-8")
+    script("--model", path, "--output", tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+    row = "| ceval-exam val0, 5 shots, cloze sum | 98.4% of 636 questions [97.1%, 99.1%]; guessing gives 25% |"
+    assert row in card and card.count("5 shots") == 1
+
+
 def test_a_card_that_was_changed_by_hand_is_kept(tmp_path, capsys):
     path, card = saved(make_model(), tmp_path), tmp_path / "hf" / "README.md"
     for _ in range(2):
