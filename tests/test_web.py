@@ -1,5 +1,6 @@
 """The chat page, driven as streamlit's own tester drives it: no browser, the same script."""
 
+import os
 import sys
 import threading
 import types
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.page import parted, remembered_turns
+from inference.page import changed, parted, remembered_turns
 from tests.stages import make_base
 
 testing = pytest.importorskip("streamlit.testing.v1", reason="needs pip install -r requirements-serve.txt")
@@ -108,3 +109,36 @@ def test_a_folder_without_models_names_the_next_step(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["web_demo.py", "--out_dir", str(tmp_path)])
     page = testing.AppTest.from_file(PAGE, default_timeout=60).run()
     assert "make demo" in page.error[0].value and not page.exception
+
+
+def test_a_bad_seed_is_told_and_a_good_one_taken(page):
+    seed = next(box for box in page.sidebar.text_input if box.label == "seed")
+    for text in ("abc", "-1", "9" * 20):
+        seed.set_value(text).run()
+        assert not page.exception and f"{text} is no whole number" in page.error[0].value
+    seed.set_value(" 7 ").run()
+    assert not page.exception and not page.error
+
+
+def test_a_model_that_knows_no_chats_is_said_to_continue_text(page, tmp_path):
+    assert "was not trained on chats" in page.info[0].value
+    base = next(tmp_path.glob("pretrain_*.pth"))
+    for file in (base, base.with_suffix(".json")):
+        chat = file.with_name(file.name.replace("pretrain", "full_sft"))
+        chat.write_bytes(file.read_bytes().replace(b'"stage": "pretrain"', b'"stage": "full_sft"'))
+    page.run()
+    next(box for box in page.sidebar.selectbox if box.label == "model").set_value(chat.stem).run()
+    assert not page.exception and not page.info
+
+
+def test_what_is_trained_again_is_another_model(tmp_path):
+    model, adapter = tmp_path / "m.pth", tmp_path / "lora"
+    adapter.mkdir()
+    files = [model, adapter / "adapter_model.safetensors"]
+    for file in files:
+        file.touch()
+    seen = {changed(model, adapter)}
+    for file in files:
+        os.utime(file, ns=(1, 1))
+        seen.add(changed(model, adapter))
+    assert len(seen) == 3 and changed(model, None) == (1,)
