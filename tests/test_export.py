@@ -86,11 +86,17 @@ def test_a_v1_file_gives_v1s_logits_before_and_after(moe, tmp_path):
     assert about["imported_from"].endswith("pretrain_64.pth")
 
 
-def test_greedy_text_of_256_tokens_is_the_same_in_stock_transformers(tmp_path):
+@pytest.mark.parametrize("shape", [*SHAPES, "adapter"])
+@torch.no_grad()
+def test_logits_and_greedy_text_of_256_tokens_are_the_same_in_stock_transformers(shape, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    model = make_model(max_seq_len=300)
-    script("--model", saved(model, tmp_path), "--output", tmp_path / "hf")
+    if shape == "adapter":
+        _, model, path = save_with_adapter(tmp_path, max_seq_len=300)
+        script("--model", path, "--lora", tmp_path / "lora_x_32", "--output", tmp_path / "hf")
+    else:
+        model = make_model(**SHAPES[shape], max_seq_len=300)
+        script("--model", saved(model, tmp_path), "--output", tmp_path / "hf")
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     start = load_tokenizer().encode_prompt([{"role": "user", "content": "春天来了，"}])
     ours = list(generate(model, start, Sampling(temperature=0, max_new_tokens=256)))
@@ -98,13 +104,16 @@ def test_greedy_text_of_256_tokens_is_the_same_in_stock_transformers(tmp_path):
         0, len(start) :
     ]
     assert len(ours) == 256 and ours == theirs.tolist()
+    ids = torch.randint(3, 6400, (2, 200), generator=torch.manual_seed(0))
+    own, other = model(ids).logits, stock(ids).logits
+    assert float((own - other).abs().max() / own.abs().max()) < 1e-5
     card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
     assert "| tokens | 1,234 |" in card and "pretrain_32.pth" in card
 
 
-def save_with_adapter(folder):
+def save_with_adapter(folder, **changes):
     """Writes a base model and its adapter, lora_x_32/ → (base, the same with the adapter on, path of the base)."""
-    base, adapted = make_model(), add_lora(make_model(), Adapter(rank=4))
+    base, adapted = make_model(**changes), add_lora(make_model(**changes), Adapter(rank=4))
     path = saved(base, folder)
     with torch.no_grad():
         for name, p in adapted.named_parameters():
