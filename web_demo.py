@@ -12,7 +12,7 @@ address names what is set and the conversation, which the server remembers while
 
 from inference.chat import Conversation
 from inference.opening import add_int8_flag, open_model
-from inference.page import answer, changed, remembered_turns, settings, show_turn
+from inference.page import answer, file_times, remembered_turns, settings, show_turn
 from model.int8 import to_int8
 from trainer import args
 from trainer.checkpoint import is_chat_stage
@@ -37,12 +37,12 @@ def main(argv=None):
     path, adapter, system, sampling = settings(st, typed)
 
     @st.cache_resource(max_entries=2, show_spinner="loading the model")
-    def load(path, changed, adapter, device):
+    def load(path, times, adapter, device):
         model, tokenizer, about, *_ = open_model(path, adapter, typed.out_dir, choose_device(device))
         return to_int8(model) if typed.int8 else model, tokenizer, about.get("stage", path.stem)
 
     try:
-        model, tokenizer, stage = load(path, changed(path, adapter), adapter, typed.device)
+        model, tokenizer, stage = load(path, file_times(path, adapter), adapter, typed.device)
     except (ValueError, OSError) as error:
         st.error(str(error))
         st.stop()

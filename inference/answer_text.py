@@ -22,8 +22,18 @@ class AnswerText:
         self.tools, self.held, self.place = tools, "", "beginning"
 
     def push(self, text, final=False):
-        """Adds text → (thoughts, words) that are certain by now; with `final` all but calls."""
+        """Adds text → (thoughts, words, calls) that are certain by now; `final`: nothing more comes.
+
+        Calls are (name, arguments as JSON) each and come at the end, all together; one that is no JSON stays text.
+        """
         self.held += text
+        thoughts, words = self._thoughts_and_words(final)
+        if not final:
+            return thoughts, words, []
+        rest, calls = self._calls()
+        return thoughts, words + rest, calls
+
+    def _thoughts_and_words(self, final):
         thoughts = ""
         if self.place == "beginning":
             if not final and "<think>\n".startswith(self.held):
@@ -50,9 +60,8 @@ class AnswerText:
         ready, self.held = self.held[:count], self.held[count:]
         return ready
 
-    def finish(self):
-        """(thoughts, words, [(name, arguments as JSON)]) that are left; a call that is none stays text."""
-        thoughts, words = self.push("", final=True)
+    def _calls(self):
+        """What is held → (the text between and around the calls, the calls)."""
         calls = []
 
         def take(found):
@@ -64,4 +73,4 @@ class AnswerText:
             calls.append((call["name"], text))
             return ""
 
-        return thoughts, words + self.CALL.sub(take, self.held), calls
+        return self.CALL.sub(take, self.held), calls

@@ -173,6 +173,21 @@ def logits_of_both(model, stock):
 
 
 @torch.inference_mode()
+def first_difference(model, stock):
+    """Where a Transformer and a stock model part: "the embeddings", "layer 0", …, or "the output"."""
+    found = ([], [])
+    of_both = ((model.tok_embeddings, *model.layers), (stock.model.embed_tokens, *stock.model.layers))
+    keep = lambda own: lambda layer, given, out: own.append(out if torch.is_tensor(out) else out[0])  # noqa: E731
+    hooks = [part.register_forward_hook(keep(own)) for own, parts in zip(found, of_both) for part in parts]
+    logits_of_both(model, stock)
+    for hook in hooks:
+        hook.remove()
+    names = ["the embeddings", *(f"layer {i}" for i in range(len(model.layers)))]
+    apart = (n for n, a, b in zip(names, *found) if float((a - b).abs().max()) > 1e-4 * float(a.abs().max()))
+    return next(apart, "the output")
+
+
+@torch.inference_mode()
 def compare(model, tokenizer, folder):
     """A checkpoint's model against a folder loaded by stock transformers → Parity; ValueError where they differ."""
     from transformers import AutoModelForCausalLM
@@ -185,5 +200,8 @@ def compare(model, tokenizer, folder):
     greedy = {"do_sample": False, "max_new_tokens": length - 4, "eos_token_id": None, "pad_token_id": 0}
     written = stock.generate(start, attention_mask=torch.ones_like(start), **greedy)[0, 4:].tolist()
     if difference > 1e-5 or not torch.equal(ours.argmax(-1), theirs.argmax(-1)) or written != expected:
-        raise ValueError(f"the export does not compute what the checkpoint does: logits differ by {difference:.1e}")
+        raise ValueError(
+            f"the export does not compute what the checkpoint does: logits differ by {difference:.1e} of the largest, "
+            f"first behind {first_difference(model, stock)}"
+        )
     return Parity(difference, len(written))

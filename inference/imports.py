@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from inference.export import NORMS, hide_bars, logits_of_both
-from inference.model_card import MARK
+from inference.export import NORMS, first_difference, hide_bars, logits_of_both
+from inference.model_card import read_mark
 from model.chat import load_tokenizer
 from model.huggingface import from_stock, own_name
 from model.LMConfig import LMConfig
@@ -124,8 +124,8 @@ def import_folder(folder):
     *_, difference = logits_of_both(model.eval(), stock.eval())
     if difference > CLOSE:
         raise ValueError(
-            f"{folder} computes something that this model cannot: logits differ by {difference:.1e} of the largest; "
-            "its config.json has a setting that is not known here"
+            f"{folder} computes something that this model cannot: logits differ by {difference:.1e} of the largest, "
+            f"first behind {first_difference(model, stock)}; its config.json has a setting that is not known here"
         )
     return model, load_tokenizer(folder)
 
@@ -143,7 +143,5 @@ def stage_of(path, output):
 
     Only a model of a stage before chats continues text; MiniMind's names are full_sft_512.pth, rlhf_768_moe.pth.
     """
-    if (Path(path) / MARK).is_file():
-        return json.loads((Path(path) / MARK).read_text(encoding="utf-8"))["stage"]
     names = [found[1] for p in (path, output) if (found := re.fullmatch(r"([a-z_]+?)_\d+(_moe)?\.pth", Path(p).name))]
-    return names[0] if names else "pretrain"
+    return read_mark(path).get("stage") or (names[0] if names else "pretrain")

@@ -96,6 +96,15 @@ def modelfile(file, tokenizer, cfg):
     return f'FROM ./{file}\nTEMPLATE """{template}"""\nPARAMETER stop "{eos}"\nPARAMETER num_ctx {cfg.max_seq_len}\n'
 
 
+def read_mark(folder):
+    """What `mark_as_own` wrote into a folder; {} where it was not written here."""
+    file = Path(folder, MARK)
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{file} is not whole ({error}); remove it, or export anew into another folder") from error
+
+
 def mark_as_own(folder, about, path, **more):
     """Writes what says that a folder was written here, and from which checkpoint of which stage."""
     save_json(folder / MARK, {"stage": about.get("stage"), "checkpoint": str(path), **more, **provenance()})
@@ -103,8 +112,7 @@ def mark_as_own(folder, about, path, **more):
 
 def write_card(folder, card, about, path):
     """Writes README.md, unless somebody has changed it since, and what says that the folder was written here."""
-    mark, file = folder / MARK, folder / "README.md"
-    before = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}
+    before, file = read_mark(folder), folder / "README.md"
     changed = file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != before.get("card")
     if changed:
         print(f"kept: {file}, which was changed by hand; what it says of the model may be old")

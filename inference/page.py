@@ -97,8 +97,8 @@ def settings(st, typed):
     return path, adapter, system, Sampling(**chosen)
 
 
-def changed(path, adapter):
-    """What changes when the checkpoint's file or the adapter's does, so that what is trained again is loaded."""
+def file_times(path, adapter):
+    """When the checkpoint's file and the adapter's were written: what is trained again is another model."""
     files = [path, *(sorted(adapter.glob("*.safetensors")) if adapter else [])]
     return tuple(file.stat().st_mtime_ns for file in files)
 

@@ -76,13 +76,12 @@ class Reply:
             if not self.chat:
                 choices.append({"text": text, **choice})
                 continue
-            split = AnswerText(self.tools)
-            (thoughts, said), (more_thoughts, rest, calls) = split.push(text), split.finish()
-            message = {"role": "assistant", "content": said + rest, "refusal": None}
-            if thoughts + more_thoughts:
-                message["reasoning_content"] = thoughts + more_thoughts
+            thoughts, said, calls = AnswerText(self.tools).push(text, final=True)
+            message = {"role": "assistant", "content": said, "refusal": None}
+            if thoughts:
+                message["reasoning_content"] = thoughts
             if calls:
-                message.update(content=(said + rest).strip() or None, tool_calls=call_objects(calls))
+                message.update(content=said.strip() or None, tool_calls=call_objects(calls))
                 choice["finish_reason"] = finish_with_calls(finish[i])
             choices.append({"message": message, **choice})
         kind = "chat.completion" if self.chat else "text_completion"
@@ -105,14 +104,10 @@ class Reply:
         async for i, event in self.told():
             text, finish, thoughts, calls = event.text, event.finish, "", []
             if self.chat:
-                thoughts, text = splits[i].push(text)
-                if finish:
-                    more_thoughts, rest, calls = splits[i].finish()
-                    thoughts, text = thoughts + more_thoughts, text + rest
+                thoughts, text, calls = splits[i].push(text, final=finish is not None)
             if thoughts or text or event.tokens:
-                delta = ({"reasoning_content": thoughts} if thoughts else {}) | (
-                    {"content": text} if text or not thoughts else {}
-                )
+                said = {"reasoning_content": thoughts, "content": text}
+                delta = {name: words for name, words in said.items() if words} or {"content": ""}
                 yield chunk(i, {"delta": delta} if self.chat else {"text": text}, None, self.logprobs(event.tokens))
             if calls:
                 finish = finish_with_calls(finish)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.page import changed, parted, remembered_turns
+from inference.page import file_times, parted, remembered_turns
 from tests.stages import make_base
 
 testing = pytest.importorskip("streamlit.testing.v1", reason="needs pip install -r requirements-serve.txt")
@@ -137,8 +137,8 @@ def test_what_is_trained_again_is_another_model(tmp_path):
     files = [model, adapter / "adapter_model.safetensors"]
     for file in files:
         file.touch()
-    seen = {changed(model, adapter)}
+    seen = {file_times(model, adapter)}
     for file in files:
         os.utime(file, ns=(1, 1))
-        seen.add(changed(model, adapter))
-    assert len(seen) == 3 and changed(model, None) == (1,)
+        seen.add(file_times(model, adapter))
+    assert len(seen) == 3 and file_times(model, None) == (1,)

@@ -34,5 +34,7 @@ def test_an_answer_in_any_pieces_is_its_thoughts_words_and_calls(text, tools, th
         size = 1000
     split = AnswerText(tools)
     pieces = [split.push(text[i : i + size]) for i in range(0, len(text), size)]
-    *rest, called = split.finish()
-    assert ["".join(part) for part in zip(*pieces, rest)] == [thoughts, words] and called == calls
+    pieces.append(split.push("", final=True))
+    found, said, called = zip(*pieces)
+    assert ("".join(found), "".join(said), called[-1]) == (thoughts, words, calls) and not any(called[:-1])
+    assert AnswerText(tools).push(text, final=True) == (thoughts, words, calls)
