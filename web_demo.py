@@ -48,8 +48,9 @@ def main(argv=None):
         st.stop()
     conversation = Conversation(model, tokenizer, sampling, system)
     st.sidebar.caption(f"{path.stem}: {model.n_params():,} parameters, context {model.cfg.max_seq_len}")
+    notice = st.empty()  # also where nothing is said, so that what follows keeps its place in the page
     if not (adapter or is_chat_stage(stage)):
-        st.info("This model was not trained on chats: it continues text, whatever is asked. 3-full_sft.py teaches it.")
+        notice.info("This model was not trained on chats: it only continues texts. 3-full_sft.py teaches it to answer.")
     with remembered_turns(st) as conversation.turns:
         talk(st, top, conversation)
 

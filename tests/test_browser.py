@@ -105,6 +105,7 @@ def answers(url):
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
+        playwright.expect.set_options(timeout=20_000)
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
@@ -139,10 +140,11 @@ def ask(page, question):
 
 
 def said(page):
-    """The messages when the last answer is complete."""
+    """The messages when the last answer is complete and the page is drawn: parts of it may be missing before."""
     messages = page.get_by_test_id("stChatMessage")
     messages.last.get_by_role("button", name="Again").wait_for()
     playwright.expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+    playwright.expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
     return [text.partition("\n\nrefresh")[0] for text in messages.all_inner_texts()]  # without the button's icon
 
 
