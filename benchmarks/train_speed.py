@@ -5,7 +5,7 @@
 reads    a .bin, a folder of shards, or raw text (.jsonl, .json, .csv, .txt, .parquet; files or folders)
 prints   a Markdown table, machine and date named; --json FILE keeps the numbers
 
-A step is forward, backward, clip and optimizer: `trainer.loop.Run.step` itself for this project, `plain_recipe.py` for
+A step is forward, backward, clip and optimizer: `trainer.step.step` itself for this project, `plain_recipe.py` for
 the baseline. Variants take turns in every round, so that a busy machine slows all of them. Speed counts twice: slots
 (B x T) per second, and scored tokens per second, where the share of scored slots comes from the whole of the data.
 On a CPU that other jobs use too, --threads 1 counts CPU time instead of the time on the wall: ratios that repeat.
@@ -31,13 +31,14 @@ from model.bin_data import holds_ids, tokenizer_of
 from model.chat import load_tokenizer
 from model.LMConfig import PRESETS, config_for
 from model.model import Transformer
-from trainer import args, loop
+from trainer import args
 from trainer.checkpoint import save_json
 from trainer.config import TrainConfig
 from trainer.flops import flops_per_token, peak_flops
 from trainer.losses import language_model_loss
 from trainer.run import Data, Run
 from trainer.runtime import Runtime, choose_compile, choose_device, has_bf16, machine
+from trainer.step import step
 
 LOGITS_EQUAL = 1e-4  # largest allowed difference between the plain recipe's logits and ours, fp32
 DENSE = [name for name, shape in PRESETS.items() if not shape.get("use_moe")]  # the plain recipe has no experts
@@ -144,14 +145,17 @@ class Bench:
             return language_model_loss(forward, self.probe)[0].item() / self.probe.units
 
     def step(self, v, number):
-        """One optimizer step on the variant's own kind of rows; returns when the device has finished."""
+        """One optimizer step on the variant's own kind of rows."""
         recipe, forward = self.recipe_of(v)
         batch = self.rows.batches[v.packed][number % len(self.rows.batches[v.packed])]
         if v.ours:
-            loop.step(recipe, forward, [batch])
+            step(recipe, forward, [batch])
         else:
             batch = batch.to(self.device)
             recipe.step(batch.ids, batch.labels)
+
+    def wait(self):
+        """Returns when the device has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -163,6 +167,22 @@ class Bench:
         return sum(t.nbytes for t in [*recipe.model.parameters(), *state])
 
 
+def seconds_a_step(bench, v, steps, clock):
+    """What one of several steps takes, in seconds of the clock.
+
+    On a CPU the median of single ones, as other processes disturb it; on a GPU the mean of those that follow each
+    other, as a run does not wait for it between them.
+    """
+    times, start = [], clock()
+    for i in range(steps):
+        bench.step(v, i)
+        if bench.device.type == "cpu":
+            times.append(clock() - start)
+            start = clock()
+    bench.wait()
+    return statistics.median(times) if times else (clock() - start) / steps
+
+
 def measure(bench, variants, steps, rounds, clock):
     """Fills in what each variant that can run takes, by clock() in seconds; returns {dtype: peak FLOP/s}."""
     running = [v for v in variants if not v.missing]
@@ -172,18 +192,14 @@ def measure(bench, variants, steps, rounds, clock):
     for v in running:
         print(f"warming up: {v.name}", file=sys.stderr, flush=True)
         bench.step(v, 0)
+        bench.wait()
         added = memory_added_by(lambda v=v: bench.step(v, 1), bench.device)
         v.peak_bytes = added + bench.resting_bytes(v) if added is not None else None
     peaks = {v.dtype: 0.0 for v in running}
     for number in range(rounds):
         first = number % len(running)  # another one begins each round, as the first runs on a cold cache
         for v in running[first:] + running[:first]:
-            times = []
-            for i in range(steps):
-                start = clock()
-                bench.step(v, i)
-                times.append(clock() - start)
-            v.seconds.append(statistics.median(times))
+            v.seconds.append(seconds_a_step(bench, v, steps, clock))
         for dtype in peaks:  # measured on a CPU, so in every round and the best kept
             peaks[dtype] = max(peaks[dtype], peak_flops(bench.device, dtype))
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)

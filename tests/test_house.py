@@ -62,7 +62,7 @@ def test_there_is_one_backward_in_the_project():
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "backward"
     ]
-    assert calls == ["loop.py"]
+    assert calls == ["step.py"]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)

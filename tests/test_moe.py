@@ -14,10 +14,10 @@ from model.lora import Adapter, add_lora
 from model.model import FeedForward, Transformer
 from model.moe import MoEFeedForward, Router, grouped, z_loss
 from tests.test_training import CPU, ByteVocabulary, Rows, settings
-from trainer import loop
 from trainer.checkpoint import load_model, save_weights
 from trainer.losses import language_model_loss
 from trainer.run import Data, Run
+from trainer.step import step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 320, "max_seq_len": 96, "use_moe": True}
@@ -159,5 +159,5 @@ def test_an_adapter_leaves_the_biases_of_its_base_alone(tmp_path):
     rows = Rows()
     data = Data(rows, np.arange(40))
     run = Run(model, CPU, settings(tmp_path), "lora_x", ByteVocabulary(), data, language_model_loss)
-    loop.step(run, model, [collate([rows[i] for i in micro]) for micro in run.order.micro_batches(0)])
+    step(run, model, [collate([rows[i] for i in micro]) for micro in run.order.micro_batches(0)])
     assert not any(layer.feed_forward.gate.bias.any() for layer in model.layers)

@@ -18,7 +18,7 @@ MOST_RETURNS = 10  # then the settings are at fault, not the data
 
 
 class BadStep(FloatingPointError):
-    """A step that went wrong: its loss or gradient is not finite (then nothing has moved), or ends a lasting leap."""
+    """A step whose loss or gradient is not finite; nothing has moved."""
 
 
 class LeapDetector:
@@ -32,12 +32,12 @@ class LeapDetector:
         """What LeapDetector(state) goes on from."""
         return {"usual": list(self.usual), "high": self.high}
 
-    def began(self, at, now):
-        """The step (0-based) whose data began the trouble that was met at step `at`; `now` steps have been taken.
+    def began(self, at, noted):
+        """The step (0-based) whose data began the trouble that was met at step `at`, whose loss is `noted` or not.
 
         A loss is measured before its step moves the weights, so a first high loss points to the step before it.
         """
-        earlier = self.high - (now > at)  # high losses before that of `at`
+        earlier = self.high - noted  # high losses before that of `at`
         return max(0, at - earlier - 1) if self.high else at
 
     def note(self, loss):
@@ -54,19 +54,20 @@ class LeapDetector:
         return 0
 
 
-def get_past(run, trouble, first, last):
+def get_past(run, trouble, first, last, moved):
     """Brings a run past the steps `first` to `last` (0-based), which went wrong: their data is not used again.
 
     Args:
-        run: a Run whose progress stands at `last`, whose step did not move the weights, or behind it.
+        run: a Run whose progress stands behind `last`.
         trouble: what went wrong, for the log.
+        moved: the step `last` moved the weights.
     Returns:
         (whether the run went back to a saved state, the line for the screen).
     Raises:
         FloatingPointError: the settings say stop, it happened too often, or weights that are no numbers cannot be
             replaced by saved ones.
     """
-    returns, known, moved = run.progress.returns + 1, run.progress.skip, run.progress.step > last
+    returns, known = run.progress.returns + 1, run.progress.skip
     kept = f"the checkpoint {run.path} is kept" if run.path.exists() else "nothing had been saved yet"
     advice = f"{kept}. Try a lower --learning_rate, --dtype float32, or look at those rows"
     if run.cfg.on_bad_step == "stop":
@@ -87,8 +88,8 @@ def get_past(run, trouble, first, last):
     return back, f"bad step  {trouble}; {done}{without} ({returns} of at most {MOST_RETURNS})"
 
 
-def describe_bad(run, mean, norm, losses, batches):
-    """The words about a loss or gradient that is not finite, naming step and data."""
-    bad = [row for loss, b in zip(losses, batches) if not math.isfinite(loss) for row in b.rows]
+def describe_bad(at, mean, norm, losses, rows):
+    """The words about a loss or gradient that is not finite, naming step and data: those of its micro-batches."""
+    bad = [row for loss, own in zip(losses, rows) if not math.isfinite(loss) for row in own]
     where = f"rows {bad[:8]} of the training data" if bad else "another rank's rows, or the gradient alone"
-    return f"step {run.progress.step + 1}: loss {mean}, gradient norm {norm}; seen in {where}"
+    return f"step {at + 1}: loss {mean}, gradient norm {norm}; seen in {where}"

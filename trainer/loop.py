@@ -1,7 +1,7 @@
-"""How anything here is trained: the only backward() of the project.
+"""How anything here is trained.
 
-fit() = rows in a fixed random order → sums of losses ÷ scored tokens of the whole global step → clip → optimizer →
-log, save, validate. Stages differ in model, data and loss function, which come from the numbered scripts.
+fit() = rows in a fixed random order → step.py for each step's → log, save, validate. Stages differ in model, data and
+loss function, which come from the numbered scripts.
 """
 
 import itertools
@@ -14,100 +14,16 @@ from torch.utils.data import DataLoader
 from model.LMConfig import Auto
 from trainer import checkpoint, parallel
 from trainer.batch_fit import fit_batch
-from trainer.guard import BadStep, LeapDetector, describe_bad, get_past
+from trainer.guard import BadStep, LeapDetector, get_past
 from trainer.losses import language_model_loss
 from trainer.metrics import Log, Meter, describe_run, start_wandb, training_line, validation_line
-from trainer.optim import set_learning_rate
 from trainer.profiling import Profiler
 from trainer.reference import judged, like_steps, reference_for
 from trainer.run import Run
-from trainer.runtime import Interrupted, Stopped, StopSignal, begin_worker, choose_compile, seed_step
+from trainer.runtime import Interrupted, Stopped, StopSignal, begin_worker, choose_compile
 from trainer.sampler import StepSampler
-from trainer.schedule import lr_factor
+from trainer.step import step
 from trainer.validation import validate
-
-
-def step(run, model, batches, stop=None):
-    """One optimizer step over the micro-batches of this rank.
-
-    Args:
-        run: a Run.
-        model: its model as parallel.wrap returned it.
-        batches: this rank's micro-batches of the step.
-        stop: a StopSignal, looked at before each micro-batch, so that a long step does not delay a save.
-    Returns:
-        loss: mean nats per unit over all ranks (float); norm: gradient norm before clipping (float);
-        load: (L, E) tokens per expert on this rank; facts: {name: mean per unit over all ranks}.
-    Raises:
-        BadStep: a loss or gradient is not finite; the weights have not moved.
-        Interrupted: a signal was received; the weights have not moved.
-    """
-    cfg, runtime = run.cfg, run.runtime
-    units, rows, tokens = parallel.summed(
-        [sum(b.units for b in batches), sum(b.real_rows for b in batches), sum(b.tokens for b in batches)], runtime
-    )
-    if not units:
-        raise ValueError(f"step {run.progress.step + 1} has no scored token; check --data_path")
-    seed_step(cfg.seed, run.progress.step, runtime.rank)
-    losses, load, facts = [], 0, {}
-    for i, batch in enumerate(batches):
-        if stop is not None and parallel.asked_to_stop(stop, runtime):
-            forget_gradients(run)
-            raise Interrupted
-        share = batch.real_rows / rows  # counted before the batch moves, so that the host need not wait for the GPU
-        batch = batch.to(runtime.device)
-        with parallel.no_sync(model, skip=i < len(batches) - 1):
-            with runtime.autocast():
-                loss, balance, expert_load, found = run.loss_fn(model, batch)
-            # DDP averages over ranks; times world makes that the sum which the division by global units needs
-            objective = (loss / units + balance * share) * runtime.world
-            run.scaler.scale(objective).backward()
-        losses.append(loss.detach())
-        facts = {name: facts.get(name, 0.0) + value.detach() for name, value in found.items()}
-        load = load + expert_load
-    for optimizer in run.optimizers:
-        run.scaler.unscale_(optimizer)
-    parameters = [p for group in run.optimizers for g in group.param_groups for p in g["params"]]
-    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip or math.inf)).to(runtime.device)
-    # the only place where a step waits for the device
-    norm, *told = torch.stack([x.float() for x in (norm, *losses, *facts.values())]).tolist()
-    losses, told = told[: len(batches)], told[len(batches) :]
-    mean, *told = parallel.summed([x / units for x in (sum(losses), *told)], runtime)
-    if not math.isfinite(mean) or not (math.isfinite(norm) or run.scaler.is_enabled()):
-        forget_gradients(run)
-        run.renew_scaler()  # which has divided the gradients that are now forgotten
-        raise BadStep(describe_bad(run, mean, norm, losses, batches))
-    set_learning_rate(run.optimizers, cfg.learning_rate * lr_now(run))
-    if math.isfinite(norm):
-        for optimizer in run.optimizers:
-            run.scaler.step(optimizer)
-    run.scaler.update()  # fp16 overflow: the whole step is skipped; each optimizer sees only its own gradients
-    forget_gradients(run)
-    run.progress.step += 1
-    if run.model.cfg.use_moe and run.model.cfg.router_bias_rate:
-        for layer, of_layer in zip(run.model.layers, parallel.total(load, runtime)):
-            if layer.feed_forward.gate.weight.requires_grad:  # an adapter leaves the base as it is
-                layer.feed_forward.gate.rebalance(of_layer)
-    if run.average:
-        run.average.update(run.model, run.progress.step)
-    run.progress.tokens += int(tokens)
-    run.progress.skipped += not math.isfinite(norm)
-    run.progress.train_loss = mean
-    return mean, norm, load, dict(zip(facts, told))
-
-
-def forget_gradients(run):
-    """Clears all gradients: after a step, or after one that was given up."""
-    for optimizer in run.optimizers:
-        optimizer.zero_grad(set_to_none=True)
-
-
-def lr_now(run):
-    """The factor of the learning rate for the step to come."""
-    cfg = run.cfg
-    return lr_factor(
-        run.progress.step, run.total, cfg.schedule, cfg.warmup_iters, cfg.min_lr_ratio, cfg.anneal_fraction
-    )
 
 
 def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss, save_weights=checkpoint.save_weights):
@@ -153,7 +69,7 @@ def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss
     log = Log(runtime, run.path.with_suffix(".jsonl"), run.progress.step, wandb_run)
     try:
         with StopSignal() as stop:
-            train(run, parallel.wrap(run.model, runtime), log, stop)
+            Training(run, parallel.wrap(run.model, runtime), log, stop).go()
     finally:
         log.close()
     runtime.say(f"saved {run.path}")
@@ -165,49 +81,107 @@ def lacks_validation(run):
     return len(run.data.val_rows) > 0 and run.progress.val_step != run.progress.step
 
 
-def train(run, model, log, stop):
-    """The loop over steps: train, log, save, validate, until the end or a signal."""
-    cfg, old_states = run.cfg, run.cfg.fresh
-    model.train()
-    if (cfg.init_from and run.progress.step == 0) or run.progress.step >= run.total:
-        # what the stage starts from, so that one sees what it changes; or what a run killed after its last save lacks
-        log_validation(run, log, stop)
-    meter, leaps, windows, profiler = Meter(run), LeapDetector(run.progress.leaps), windows_of(run), Profiler(run)
-    while run.progress.step < run.total:
-        at = run.progress.step
-        try:
-            if at in run.progress.skip:  # its data was found to be bad
-                run.progress.step += 1
-            else:
-                with meter.waiting():
-                    window = next(windows)
-                with run.runtime.memory_for(cfg.batch_size), profiler.step():
-                    meter.note(*step(run, model, window, stop))
-                if old_states:  # it trains: now the run before is not needed any more
-                    run.forget_the_old()
-                    old_states = False
-                if leaps.note(run.progress.train_loss):
-                    now = run.progress.train_loss
-                    raise BadStep(f"the loss leapt up {leaps.high} steps ago and stays there, {now:.3f} now")
-        except Interrupted:
-            with meter.paused():
-                save_and_leave(run, stop)
-            windows = windows_of(run)
-            continue
-        except BadStep as bad:
-            went_back, line = get_past(run, str(bad), leaps.began(at, run.progress.step), at)
-            if went_back:
-                log.cut(run.progress.step)
-                meter, leaps, windows = Meter(run), LeapDetector(run.progress.leaps), windows_of(run)
-            log.record(line, {"step": run.progress.step, "total": run.total, "bad_step": str(bad)})
-            if run.progress.step <= at:
+class Training:
+    """The loop over steps: train, log, save, validate, until the end or a signal.
+
+    A GPU gets its orders for a step before the host reads what came of the one before: then it never waits for them.
+    Where something is logged, kept or measured, all steps so far are read.
+
+    Args:
+        run: a Run.
+        model: its model as parallel.wrap returned it.
+        log: a Log; stop: a StopSignal.
+    """
+
+    def __init__(self, run, model, log, stop):
+        self.run, self.model, self.log, self.stop = run, model, log, stop
+        self.profiler, self.trains = Profiler(run), False
+        self.begin()
+
+    def begin(self):
+        """Starts from where the run's progress stands: at the beginning, or after it went back."""
+        self.under_way = []  # steps whose results have not been read
+        self.meter, self.leaps = Meter(self.run), LeapDetector(self.run.progress.leaps)
+        self.windows = windows_of(self.run)
+
+    def go(self):
+        """Takes the steps that are left."""
+        run, cfg = self.run, self.run.cfg
+        self.model.train()
+        if (cfg.init_from and run.progress.step == 0) or run.progress.step >= run.total:
+            # what the stage starts from, so that one sees what it changes; or what a run killed after its last save
+            # lacks
+            log_validation(run, self.log, self.stop)
+        while run.progress.step < run.total:
+            try:
+                self.take_step()
+                interrupted = False
+            except Interrupted:
+                interrupted = True
+            if not self.read(most=0 if interrupted or due(run) else 1):
                 continue
-            leaps = LeapDetector()  # the loss is high and there is no way back: this is what is usual now
-        run.progress.leaps = leaps.state()
-        keep_books(run, log, meter, stop)
-    profiler.tell()
-    if not math.isnan(run.progress.val_loss):
-        run.save()  # once more, so that the description has the validation loss
+            if interrupted:
+                with self.meter.paused():
+                    save_and_leave(run, self.stop)
+                self.windows = windows_of(run)
+            else:
+                keep_books(run, self.log, self.meter, self.stop)
+        self.profiler.tell()
+        if not math.isnan(run.progress.val_loss):
+            run.save()  # once more, so that the description has the validation loss
+
+    def take_step(self):
+        """Takes the next step; Interrupted if a signal came."""
+        run = self.run
+        if run.progress.step in run.progress.skip:  # its data was found to be bad
+            run.progress.step += 1
+            return
+        with self.meter.waiting():
+            window = next(self.windows)
+        with run.runtime.memory_for(run.cfg.batch_size), self.profiler.step():
+            self.under_way.append(step(run, self.model, window, self.stop))
+
+    def read(self, most):
+        """Reads what steps found out until at most so many are left unread; False if the run went back because of it.
+
+        Raises:
+            FloatingPointError: a bad step that cannot be got past.
+        """
+        while len(self.under_way) > most:
+            told = self.under_way.pop(0)
+            try:
+                found = told.read()
+            except BadStep as bad:
+                if self.went_back(told.at, str(bad), moved=False):
+                    return False
+                continue
+            self.meter.note(*found)
+            if self.run.cfg.fresh and not self.trains:
+                self.run.forget_the_old()  # it trains: now the run before is not needed any more
+            self.trains = True
+            if self.leaps.note(found.loss):
+                trouble = f"the loss leapt up {self.leaps.high} steps ago and stays there, {found.loss:.3f} now"
+                if self.went_back(told.at, trouble, moved=True):
+                    return False
+                self.leaps = LeapDetector()  # the loss is high and there is no way back: this is what is usual now
+        self.run.progress.leaps = self.leaps.state()
+        return True
+
+    def went_back(self, at, trouble, moved):
+        """Gets the run past trouble that step `at` (0-based) met; True if it returned to a saved state for that."""
+        back, line = get_past(self.run, trouble, self.leaps.began(at, moved), at, moved)
+        if back:
+            self.log.cut(self.run.progress.step)
+            self.begin()
+        self.log.record(line, {"step": self.run.progress.step, "total": self.run.total, "bad_step": trouble})
+        return back
+
+
+def due(run):
+    """Whether anything is logged, kept or measured after the steps taken so far."""
+    cfg, number = run.cfg, run.progress.step
+    every = cfg.log_interval, cfg.save_interval, cfg.keep_every, cfg.eval_interval
+    return number == run.total or any(n and number % n == 0 for n in every)
 
 
 def keep_books(run, log, meter, stop):
@@ -220,9 +194,8 @@ def keep_books(run, log, meter, stop):
     if any(n and step_number % n == 0 for n in (cfg.save_interval, cfg.keep_every)) or done:
         with meter.paused():
             run.save()
-    due = cfg.eval_interval and step_number % cfg.eval_interval == 0
-    if due or done:  # after the save: a validation that fails must not cost it
-        with meter.paused():
+    if done or (cfg.eval_interval and step_number % cfg.eval_interval == 0):
+        with meter.paused():  # after the save: a validation that fails must not cost it
             log_validation(run, log, stop)
 
 

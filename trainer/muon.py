@@ -8,9 +8,8 @@ bf16, which a CPU without bf16 units emulates: a step of `tiny` took 6.2 s there
 from collections import defaultdict
 
 import torch
-from torch.distributed.tensor import DTensor
 
-from trainer.parallel import part_like
+from trainer.parallel import own_part, part_like, stack_in_full
 from trainer.runtime import has_bf16
 
 TOGETHER = 1 << 24  # numbers that are worked on at once: 28 matrices of `small`, and 32 MB in bf16
@@ -59,20 +58,26 @@ class Muon(torch.optim.Muon):
         return loss
 
     def _move(self, matrices, group):
-        """A step of matrices of one shape. Of those shared out, every rank orthogonalises the whole."""
-        updates = []
-        for p in matrices:
-            kept = self.state[p]
-            if "momentum_buffer" not in kept:
-                kept["momentum_buffer"] = torch.zeros_like(p.grad)
-            kept["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-            momentum = kept["momentum_buffer"]
-            update = p.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-            updates.append(update.full_tensor() if isinstance(update, DTensor) else update)
-        dtype = torch.bfloat16 if has_bf16(updates[0].device) else torch.float32
-        told = group["ns_coefficients"], group["ns_steps"], group["eps"]
-        turned = orthogonalised(torch.stack(updates).to(dtype), *told)
+        """A step of matrices of one shape. Of those shared out, every rank orthogonalises the whole.
+
+        Like torch's fused optimizers it does nothing where the 0-d tensor `found_inf` is 1, and nobody waits for it.
+        """
+        kept = [self.state[p] for p in matrices]
+        for p, state in zip(matrices, kept):
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(p.grad)
+        weights, buffers = [own_part(p) for p in matrices], [own_part(state["momentum_buffer"]) for state in kept]
+        gradients, momentum = torch.stack([own_part(p.grad) for p in matrices]), torch.stack(buffers)
+        bad = getattr(self, "found_inf", gradients.new_zeros(()))
+        good = 1 - bad
+        gradients.masked_fill_(bad > 0, 0.0)  # what is no number would stay so, times 0
+        momentum.lerp_(gradients, good * (1 - group["momentum"]))
+        torch._foreach_copy_(buffers, momentum.unbind())
+        update = gradients.lerp_(momentum, group["momentum"]) if group["nesterov"] else momentum
+        update = stack_in_full(update, matrices[0])
+        dtype = torch.bfloat16 if has_bf16(update.device) else torch.float32
+        turned = orthogonalised(update.to(dtype), group["ns_coefficients"], group["ns_steps"], group["eps"])
         rate = group["lr"] * 0.2 * max(turned.shape[1:]) ** 0.5  # the root mean square of AdamW's steps is about 0.2
-        for p, update in zip(matrices, turned):
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(part_like(update, p), alpha=-rate)
+        parts = [own_part(part_like(x, p)) for x, p in zip(turned.float() * good, matrices)]
+        torch._foreach_mul_(weights, 1 - good * (group["lr"] * group["weight_decay"]))
+        torch._foreach_add_(weights, parts, alpha=-rate)

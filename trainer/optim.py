@@ -39,8 +39,8 @@ def make_optimizers(model, cfg):
     groups = [g for g in groups if g["params"]]
     optimizers = []
     if groups:
-        fused = groups[0]["params"][0].device.type in ("cuda", "cpu")
-        optimizers.append(torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), fused=fused))
+        betas = cfg.beta1, cfg.beta2  # fused: on the device, it can be told to leave the weights, see step.py
+        optimizers.append(torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=betas, fused=True))
     if cfg.optimizer == "muon" and matrices:
         optimizers.append(Muon(matrices, cfg.learning_rate, cfg.weight_decay))
     if not optimizers:

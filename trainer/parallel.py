@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.runtime import Runtime, Stopped, choose_device, choose_dtype
@@ -104,9 +104,19 @@ def whole(value, keep=True):
     if isinstance(value, list | tuple):
         return [whole(v, keep) for v in value]
     if isinstance(value, DTensor):
-        tensor = value.full_tensor()
+        tensor = in_full(value)
         return tensor.cpu() if keep else None
     return value
+
+
+def in_full(tensor):
+    """A tensor that may be shared out, put together on its device."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_part(tensor):
+    """What this rank holds of a tensor that may be shared out."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def part_like(tensor, like):
@@ -114,6 +124,16 @@ def part_like(tensor, like):
     if isinstance(like, DTensor) and tensor.shape == like.shape:
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return tensor
+
+
+def stack_in_full(stack, like):
+    """A stack of this rank's parts of tensors, each cut as `like` is → the stack of the whole ones, on every rank."""
+    if not isinstance(like, DTensor):
+        return stack
+    shape = torch.Size([len(stack), *like.shape])
+    placements = [Shard(p.dim + 1) if isinstance(p, Shard) else p for p in like.placements]
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(stack, like.device_mesh, placements, shape=shape, stride=stride).full_tensor()
 
 
 def load_model_state(model, state):
@@ -134,8 +154,7 @@ def load_optimizer_state(optimizer, saved):
 
 def finite(weights):
     """Whether every number of a state dict is one, of those that this rank holds."""
-    own = (w.to_local() if isinstance(w, DTensor) else w for w in weights.values())
-    return all(bool(torch.isfinite(w).all()) for w in own)
+    return all(bool(torch.isfinite(own_part(w)).all()) for w in weights.values())
 
 
 def summed(values, runtime):

@@ -78,7 +78,7 @@ class Run:
             parallel.share_out(self.model, runtime)
         self.loads_to = "cpu" if cfg.parallel == "fsdp" else runtime.device
         self.optimizers = make_optimizers(model, cfg)
-        self.scaler = self._make_scaler()
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
         how = cfg.batch_size, cfg.accumulation_steps, cfg.seed, runtime.rank, runtime.world
         self.order = RowOrder(data.train_rows, *how, shuffle=data.shuffle)
         self.total = cfg.max_steps or cfg.epochs * self.order.steps_per_epoch
@@ -205,14 +205,6 @@ class Run:
             return False
         self._take(*found)
         return True
-
-    def renew_scaler(self):
-        """A loss scaler in the same state that has not seen this step's gradients."""
-        state, self.scaler = self.scaler.state_dict(), self._make_scaler()
-        self.scaler.load_state_dict(state)
-
-    def _make_scaler(self):
-        return torch.amp.GradScaler(self.runtime.device.type, enabled=self.runtime.dtype == torch.float16)
 
     def _take(self, file, state, passed_over):
         """Makes a saved state the run's own."""
