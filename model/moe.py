@@ -115,8 +115,7 @@ class MoEFeedForward(nn.Module):
         if can_group(self.experts, visits):
             answers = grouped(self.experts, visits, sizes)
         else:
-            parts = visits.split(sizes.tolist())
-            answers = torch.cat([expert(part) for expert, part in zip(self.experts, parts)])
+            answers = one_by_one(self.experts, visits, sizes)
         return (Reordered.apply(answers, back, order).view(-1, k, x.shape[1]) * weights.unsqueeze(-1)).sum(1)
 
 
@@ -167,6 +166,12 @@ def everyone(experts, x, weights, chosen):
         share = (weights * here).sum(1, keepdim=True)
         y = y + torch.where(here.any(1, keepdim=True), expert(x) * share, 0.0)  # others' overflow stays out
     return y
+
+
+@torch.compiler.disable(recursive=False)  # other sizes in every step; the experts, each of many tokens, are compiled
+def one_by_one(experts, visits, sizes):
+    """Each expert's answers to its visits (M, C), sizes (E,) of them, sorted by expert."""
+    return torch.cat([expert(part) for expert, part in zip(experts, visits.split(sizes.tolist()))])
 
 
 def can_group(experts, visits):

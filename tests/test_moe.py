@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 
 from inference.export import stock_config
 from model import moe
@@ -105,6 +106,20 @@ def test_the_layer_is_compiled_in_one_piece():
     assert explained.graph_break_count == 0, explained.break_reasons
     few = torch._dynamo.explain(made)(x[:, :3].contiguous(), everyone)
     assert few.graph_break_count == 0, few.break_reasons
+
+
+@pytest.mark.no_cover
+def test_experts_one_after_the_other_are_not_compiled_anew_for_every_load():
+    made, counter = layer(), torch._dynamo.testing.CompileCounter()
+    compiled, everyone = torch.compile(made, backend=counter), torch.ones(4, dtype=torch.bool)
+    for seed in range(12):
+        torch.manual_seed(seed)
+        x = torch.randn(4, 80, 32) if seed % 2 else torch.randn(32).expand(4, 80, 32).contiguous()  # two experts idle
+        for found, expected in zip(compiled(x, everyone), made(x, everyone), strict=True):
+            torch.testing.assert_close(found, expected)
+        if seed == 1:
+            known = counter.frame_count
+    assert counter.frame_count == known
 
 
 def test_the_z_loss_is_the_papers():
