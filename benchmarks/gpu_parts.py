@@ -129,7 +129,10 @@ def experts(typed):
 
 
 def waits(typed):
-    """How often a step of a run makes the host wait for a GPU: forwards, backwards, clipped and moved."""
+    """How often a step of a run makes the host wait for a GPU: forwards, backwards, clipped and moved.
+
+    With experts it need not where the kernel for all of them at once is: in bf16, on an H100 and its like.
+    """
     for use_moe, optimizer in ((False, "adamw"), (False, "muon"), (True, "muon")):
         model, ids, runtimes = subject(typed, use_moe=use_moe)
         rows = np.concatenate([ids.cpu().numpy()] * max(1, typed.batch_size // ROWS))
@@ -137,7 +140,8 @@ def waits(typed):
         cfg = TrainConfig(batch_size=len(rows), accumulation_steps=1, max_steps=10**9, optimizer=optimizer, ema=0.999)
         data = Data(SimpleNamespace(T=rows.shape[1] - 1), np.arange(len(rows)))
         run = Run(model, runtimes[min(1, len(runtimes) - 1)], cfg, "pretrain", None, data, language_model_loss)
-        step(run, model, [batch])
+        batch = batch.pin_memory() if ids.is_cuda else batch
+        step(run, model, [batch]).read()
         counted = waits_in(lambda run=run, model=model, batch=batch: step(run, model, [batch]), ids.device)
         told(f"waits in a step, {optimizer}{', experts' * use_moe}", float(counted), 0.0)
 

@@ -14,6 +14,7 @@ On a CPU that other jobs use too, --threads 1 counts CPU time instead of the tim
 import copy
 import dataclasses
 import datetime
+import math
 import statistics
 import sys
 import tempfile
@@ -57,7 +58,7 @@ class Variant:
     fused: bool = False
     recomputed: bool = False  # --recompute: a layer's input is kept, and the rest computed again for the gradient
     missing: str = ""  # why it cannot run on this machine
-    seconds: list = dataclasses.field(default_factory=list)  # per step, one median a round
+    seconds: list = dataclasses.field(default_factory=list)  # per step, one figure a round
     loss_error: float = 0.0  # nats per scored token: first loss minus the plain fp32 one, same weights and batch
     peak_bytes: int | None = None  # weights, optimizer state and what a step adds; None where the system does not tell
 
@@ -145,19 +146,14 @@ class Bench:
             return language_model_loss(forward, self.probe)[0].item() / self.probe.units
 
     def step(self, v, number):
-        """One optimizer step on the variant's own kind of rows."""
+        """One optimizer step on the variant's own kind of rows → a function that waits for it and gives its loss."""
         recipe, forward = self.recipe_of(v)
         batch = self.rows.batches[v.packed][number % len(self.rows.batches[v.packed])]
         if v.ours:
-            step(recipe, forward, [batch])
-        else:
-            batch = batch.to(self.device)
-            recipe.step(batch.ids, batch.labels)
-
-    def wait(self):
-        """Returns when the device has finished."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            told = step(recipe, forward, [batch])
+            return lambda: told.read().loss
+        batch = batch.to(self.device)
+        return recipe.step(batch.ids, batch.labels).item
 
     def resting_bytes(self, v):
         """Weights and optimizer state of a variant: what it holds between steps."""
@@ -175,12 +171,15 @@ def seconds_a_step(bench, v, steps, clock):
     """
     times, start = [], clock()
     for i in range(steps):
-        bench.step(v, i)
+        loss_of = bench.step(v, i)
         if bench.device.type == "cpu":
             times.append(clock() - start)
             start = clock()
-    bench.wait()
-    return statistics.median(times) if times else (clock() - start) / steps
+    loss = loss_of()
+    seconds = statistics.median(times) if times else (clock() - start) / steps
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"{v.name}: the loss is {loss}")
+    return seconds
 
 
 def measure(bench, variants, steps, rounds, clock):
@@ -191,9 +190,8 @@ def measure(bench, variants, steps, rounds, clock):
         v.loss_error = bench.first_loss(v) - reference
     for v in running:
         print(f"warming up: {v.name}", file=sys.stderr, flush=True)
-        bench.step(v, 0)
-        bench.wait()
-        added = memory_added_by(lambda v=v: bench.step(v, 1), bench.device)
+        bench.step(v, 0)()
+        added = memory_added_by(lambda v=v: bench.step(v, 1)(), bench.device)
         v.peak_bytes = added + bench.resting_bytes(v) if added is not None else None
     peaks = {v.dtype: 0.0 for v in running}
     for number in range(rounds):

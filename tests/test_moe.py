@@ -174,5 +174,5 @@ def test_an_adapter_leaves_the_biases_of_its_base_alone(tmp_path):
     rows = Rows()
     data = Data(rows, np.arange(40))
     run = Run(model, CPU, settings(tmp_path), "lora_x", ByteVocabulary(), data, language_model_loss)
-    step(run, model, [collate([rows[i] for i in micro]) for micro in run.order.micro_batches(0)])
+    step(run, model, [collate([rows[i] for i in micro]) for micro in run.order.micro_batches(0)]).read()
     assert not any(layer.feed_forward.gate.bias.any() for layer in model.layers)

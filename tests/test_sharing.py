@@ -78,6 +78,23 @@ def ask_for_a_save(changes):
     loop.fit.__defaults__ = (signalling, *loop.fit.__defaults__[1:])
 
 
+def odd_loss(on_ranks):
+    """What makes the loss of the third step infinite on some ranks, and no gradient anywhere."""
+
+    def prepare(changes):
+        real, seen = loop.language_model_loss, []
+
+        def odd(model, batch):
+            seen.append(1)
+            losses = real(model, batch)
+            infinite = len(seen) == 5 and int(os.environ["RANK"]) in on_ranks
+            return losses._replace(loss=losses.loss + float("inf")) if infinite else losses
+
+        loop.fit.__defaults__ = (odd, *loop.fit.__defaults__[1:])
+
+    return prepare
+
+
 SHARDED = {"parallel": "fsdp", "sharded_state": True}
 EXPERTS = {"use_moe": True, "router_bias_rate": 0.01}
 RUNS = [  # name, shape, settings, what happens to it
@@ -89,6 +106,8 @@ RUNS = [  # name, shape, settings, what happens to it
     ("struck_sharded", {}, {**SHARDED, "save_interval": 2}, strike_one_rank),
     ("struck_fsdp", {}, {"parallel": "fsdp", "save_interval": 2}, strike_one_rank),
     ("struck_ddp", {}, {"parallel": "ddp", "save_interval": 2}, strike_one_rank),
+    ("odd_on_one", {}, {"parallel": "ddp"}, odd_loss({1})),
+    ("odd_on_all", {}, {"parallel": "ddp"}, odd_loss({0, 1})),
     ("asked", {}, {"parallel": "fsdp"}, ask_for_a_save),
     ("not_asked", {}, {"parallel": "fsdp"}, nothing),
 ]
@@ -251,6 +270,12 @@ def test_muon_goes_on_from_parts(two_ranks):
 def test_weights_harmed_on_one_rank_send_all_of_them_back(two_ranks, how):
     struck, about = left_in(two_ranks / f"struck_{how}")
     assert about["skip"] == [4] and about["returns"] == 1 and all(w.isfinite().all() for w in struck.values())
+
+
+def test_a_loss_that_is_no_number_on_one_rank_moves_no_rank(two_ranks):
+    (one, about), (every, _) = left_in(two_ranks / "odd_on_one"), left_in(two_ranks / "odd_on_all")
+    assert about["skip"] == [2] and about["returns"] == 1
+    assert all(torch.equal(one[k], every[k]) for k in one)
 
 
 def test_a_save_in_the_middle_of_a_shared_out_step_changes_no_weight(two_ranks):

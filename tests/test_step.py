@@ -1,7 +1,9 @@
 """One optimizer step: it asks the device for nothing, and a bad one leaves everything where it was."""
 
 import copy
+import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -35,7 +37,8 @@ def run_of(out_dir, shape=(), loss_fn=language_model_loss, **changes):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize(("shape", "dtype"), [({}, torch.float32), (EXPERTS, torch.bfloat16)], ids=["dense", "experts"])
 def test_a_step_reads_no_number_from_the_device(tmp_path, optimizer, shape, dtype):
-    run, batches = run_of(tmp_path, shape, optimizer=optimizer, ema=0.9)
+    loss_fn = partial(language_model_loss, doc_mask=True)
+    run, batches = run_of(tmp_path, shape, loss_fn, optimizer=optimizer, ema=0.9)
     run.runtime = Runtime(CPU.device, dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):  # its tensors have shapes and no numbers: asking for one raises
         for _ in range(2):
@@ -64,22 +67,56 @@ def test_results_are_read_a_step_late_and_all_of_them_where_one_is_told(tmp_path
     assert ", ".join(seen) == expected
 
 
+def test_reading_waits_for_the_step_and_tells_how_long_the_device_had_nothing_to_do(tmp_path):
+    run, batches = run_of(tmp_path)
+    before, told = step(run, run.model, batches), step(run, run.model, batches)
+    whole, told.values = told.values, torch.full_like(told.values, math.nan)  # has not come yet
+
+    class Event:
+        synchronize = lambda self: told.values.copy_(whole)  # noqa: E731
+        elapsed_time = lambda self, later: 250.0 if (self, later) == (before.ready, told.begun) else None  # noqa: E731
+
+    before.ready, told.begun, told.ready = Event(), Event(), Event()
+    assert told.read().loss > 0
+    assert told.idle_since(before) == 0.25  # CUDA's events count milliseconds
+
+
+def test_waiting_for_data_while_the_device_works_costs_nothing(tmp_path, monkeypatch):
+    real = loop.step
+
+    def busy(*given):
+        told = real(*given)
+        told.begun, told.idle_since = "then", lambda before: 0.0
+        return told
+
+    def shares(out_dir):
+        train(out_dir, max_steps=6)
+        return [json.loads(line)["data_wait"] for line in open(out_dir / "pretrain_32.jsonl", encoding="utf-8")]
+
+    assert all(shares(tmp_path / "a"))
+    monkeypatch.setattr(loop, "step", busy)
+    first, *others = shares(tmp_path / "b")
+    assert first and others == [0.0, 0.0]  # before the first step nothing else was to be done
+
+
 def everything(run):
-    """Weights, moments, biases and loss scale of a run, by name."""
+    """Weights, their mean, moments, biases and counts of a run, by name."""
     moments = {
         f"{i} {j} {name}": t
         for i, o in enumerate(run.optimizers)
         for j, state in enumerate(o.state.values())
         for name, t in state.items()
     }
-    return copy.deepcopy({**run.model.state_dict(), **moments})
+    counts = {name: torch.tensor(getattr(run.progress, name)) for name in ("tokens", "skipped", "train_loss")}
+    mean = {f"mean of {name}": t for name, t in run.average.mean.items()}
+    return copy.deepcopy({**run.model.state_dict(), **mean, **moments, **counts})
 
 
 @pytest.mark.parametrize("shape", [{}, EXPERTS], ids=["dense", "experts"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("what", ["the loss", "a gradient"])
 def test_a_step_that_is_no_number_leaves_everything_where_it_was(tmp_path, shape, optimizer, what):
-    run, batches = run_of(tmp_path, shape, optimizer=optimizer, weight_decay=0.5)
+    run, batches = run_of(tmp_path, shape, optimizer=optimizer, weight_decay=0.5, ema=0.5)
     step(run, run.model, batches).read()
     before = everything(run)
 

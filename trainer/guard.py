@@ -18,7 +18,7 @@ MOST_RETURNS = 10  # then the settings are at fault, not the data
 
 
 class BadStep(FloatingPointError):
-    """A step whose loss or gradient is not finite; nothing has moved."""
+    """A step whose loss or gradient is not finite; nothing has moved but, in fp16, the factor of the loss."""
 
 
 class LeapDetector:
@@ -58,7 +58,7 @@ def get_past(run, trouble, first, last, moved):
     """Brings a run past the steps `first` to `last` (0-based), which went wrong: their data is not used again.
 
     Args:
-        run: a Run whose progress stands behind `last`.
+        run: a Run whose progress stands one or two steps behind `last`.
         trouble: what went wrong, for the log.
         moved: the step `last` moved the weights.
     Returns:

@@ -7,6 +7,7 @@ loss function, which come from the numbered scripts.
 import itertools
 import math
 import signal
+import time
 
 import torch
 from torch.utils.data import DataLoader
@@ -100,7 +101,7 @@ class Training:
 
     def begin(self):
         """Starts from where the run's progress stands: at the beginning, or after it went back."""
-        self.under_way = []  # steps whose results have not been read
+        self.under_way, self.before = [], None  # (Told, seconds waited for its data) unread; the Told read last
         self.meter, self.leaps = Meter(self.run), LeapDetector(self.run.progress.leaps)
         self.windows = windows_of(self.run)
 
@@ -136,10 +137,11 @@ class Training:
         if run.progress.step in run.progress.skip:  # its data was found to be bad
             run.progress.step += 1
             return
-        with self.meter.waiting():
-            window = next(self.windows)
+        start = time.perf_counter()
+        window = next(self.windows)
+        waited = time.perf_counter() - start
         with run.runtime.memory_for(run.cfg.batch_size), self.profiler.step():
-            self.under_way.append(step(run, self.model, window, self.stop))
+            self.under_way.append((step(run, self.model, window, self.stop), waited))
 
     def read(self, most):
         """Reads what steps found out until at most so many are left unread; False if the run went back because of it.
@@ -148,14 +150,17 @@ class Training:
             FloatingPointError: a bad step that cannot be got past.
         """
         while len(self.under_way) > most:
-            told = self.under_way.pop(0)
+            told, waited = self.under_way.pop(0)
+            before, self.before = self.before, told
             try:
                 found = told.read()
             except BadStep as bad:
                 if self.went_back(told.at, str(bad), moved=False):
                     return False
                 continue
-            self.meter.note(*found)
+            if told.begun and before:  # a GPU was mostly busy meanwhile with the step before
+                waited = min(waited, told.idle_since(before))
+            self.meter.note(*found, waited)
             if self.run.cfg.fresh and not self.trains:
                 self.run.forget_the_old()  # it trains: now the run before is not needed any more
             self.trains = True
@@ -173,7 +178,8 @@ class Training:
         if back:
             self.log.cut(self.run.progress.step)
             self.begin()
-        self.log.record(line, {"step": self.run.progress.step, "total": self.run.total, "bad_step": trouble})
+        number = self.run.progress.step if back else at + 1
+        self.log.record(line, {"step": number, "total": self.run.total, "bad_step": trouble})
         return back
 
 

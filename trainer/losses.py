@@ -1,6 +1,6 @@
 """What the stages minimise. Each loss takes a model and a Batch and returns sums, never means.
 
-The loop divides by the scored tokens (and rows) of the whole global step, so that any split into micro-batches and
+The step divides by the scored tokens (and rows) of the whole global step, so that any split into micro-batches and
 ranks gives the same gradient.
 """
 

@@ -153,12 +153,13 @@ class Meter:
         self.tokens, self.losses, self.norm, self.load = self.run.progress.tokens, [], 0.0, 0
         self.facts = []
 
-    def note(self, loss, norm, load, facts):
-        """Takes in what one step learned."""
+    def note(self, loss, norm, load, facts, waited):
+        """Takes in what one step learned, and for how many seconds there was no data for it."""
         self.losses.append(loss)
         self.facts.append(facts)
         self.norm = norm
         self.load = self.load + load
+        self.waited += waited
 
     @contextlib.contextmanager
     def paused(self):
@@ -166,13 +167,6 @@ class Meter:
         start = time.perf_counter()
         yield
         self.away += time.perf_counter() - start
-
-    @contextlib.contextmanager
-    def waiting(self):
-        """A context in which training waits for data."""
-        start = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - start
 
     def _share_of_peak(self, speed):
         """The MFU; a measured peak below what the run does was taken on a busy machine, and is taken again."""

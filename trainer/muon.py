@@ -68,7 +68,8 @@ class Muon(torch.optim.Muon):
                 state["momentum_buffer"] = torch.zeros_like(p.grad)
         weights, buffers = [own_part(p) for p in matrices], [own_part(state["momentum_buffer"]) for state in kept]
         gradients, momentum = torch.stack([own_part(p.grad) for p in matrices]), torch.stack(buffers)
-        bad = getattr(self, "found_inf", gradients.new_zeros(()))
+        bad = getattr(self, "found_inf", None)
+        bad = gradients.new_zeros(()) if bad is None else bad
         good = 1 - bad
         gradients.masked_fill_(bad > 0, 0.0)  # what is no number would stay so, times 0
         momentum.lerp_(gradients, good * (1 - group["momentum"]))

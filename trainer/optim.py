@@ -5,6 +5,7 @@ import contextlib
 import torch
 
 from trainer.muon import Muon
+from trainer.parallel import own_part
 
 
 def parameter_groups(model):
@@ -70,10 +71,11 @@ class WeightAverage:
         self.mean = {name: p.detach().clone() for name, p in trained(model).items()}
 
     @torch.no_grad()
-    def update(self, model, step):
-        """Takes in the weights after optimizer step number `step`, from 1."""
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.mean.values()), list(trained(model).values()), share)
+    def update(self, model, step, good):
+        """Takes in the weights after optimizer step number `step`, from 1, if it was a `good` one (0-d bool)."""
+        share = good * (1 - min(self.decay, (1 + step) / (10 + step)))
+        for name, p in trained(model).items():
+            own_part(self.mean[name]).lerp_(own_part(p), share)
 
     @contextlib.contextmanager
     def in_place(self, model):

@@ -39,28 +39,39 @@ class Told:
         run: a Run whose progress still stands before the step.
         rows: of each micro-batch, the row numbers.
         units: what the losses are a mean of, over all ranks.
-        norm: 0-d; sums: (1 + facts,) over all ranks, the loss first; losses: (micro-batches,) of this rank.
-        load, names: tokens per expert, and the names of the facts.
+        tokens: real tokens of the step, over all ranks.
     Attributes:
         at: the step's number, from 0.
     """
 
-    def __init__(self, run, rows, units, norm, sums, losses, load, names):
-        self.run, self.at, self.rows, self.units = run, run.progress.step, rows, units
-        self.load, self.names, self.ready = load, names, None
-        values = torch.cat([norm.reshape(1), sums, losses])
-        self.values = values.to("cpu", non_blocking=values.is_cuda)
-        if values.is_cuda:
-            self.ready = torch.cuda.Event()
+    def __init__(self, run, rows, units, tokens):
+        self.run, self.at, self.rows, self.units, self.tokens = run, run.progress.step, rows, units, int(tokens)
+        self.begun, self.ready = None, None
+        if run.runtime.device.type == "cuda":
+            self.begun, self.ready = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self.begun.record()
+
+    def send(self, norm, sums, losses, load, names):
+        """Sends what was found to the host, behind what the device was asked for so far.
+
+        Args:
+            norm: 0-d; sums: (1 + facts,) over all ranks, the loss first; losses: (micro-batches,) of this rank.
+            load, names: tokens per expert, and the names of the facts.
+        """
+        self.load, self.names = load, names
+        self.values = torch.cat([norm.reshape(1), sums, losses]).to("cpu", non_blocking=self.ready is not None)
+        if self.ready is not None:
             self.ready.record()
 
     def read(self):
         """Waits until the device has taken the step, but for nothing that it was asked for later.
 
+        The run's progress then counts the step's tokens, unless it was a bad one.
+
         Returns:
             Found.
         Raises:
-            BadStep: the loss or the gradient is not finite; the weights have not moved.
+            BadStep: the loss or the gradient is not finite; nothing has moved.
         """
         if self.ready is not None:
             self.ready.synchronize()
@@ -70,16 +81,21 @@ class Told:
         overflowed = not math.isfinite(norm)
         if not math.isfinite(mean) or (overflowed and not self.run.scaler.is_enabled()):
             raise BadStep(describe_bad(self.at, mean, norm, losses, self.rows))
+        self.run.progress.tokens += self.tokens
         self.run.progress.skipped += overflowed
         self.run.progress.train_loss = mean
         return Found(mean, norm, self.load, dict(zip(self.names, facts)))
 
+    def idle_since(self, before):
+        """Seconds that a GPU had nothing to do between the step `before` this one and this one, when both are read."""
+        return before.ready.elapsed_time(self.begun) / 1000
+
 
 def step(run, model, batches, stop=None):
-    """One optimizer step over the micro-batches of this rank. The weights stay where it turns out to be a bad one.
+    """One optimizer step over the micro-batches of this rank, in which nothing moves if it turns out to be a bad one.
 
     Args:
-        run: a Run; its progress counts the step at once.
+        run: a Run; its progress counts the step at once, and the rest when it is read.
         model: its model as parallel.wrap returned it.
         batches: this rank's micro-batches of the step.
         stop: a StopSignal, looked at before each micro-batch, so that a long step does not delay a save.
@@ -94,6 +110,7 @@ def step(run, model, batches, stop=None):
     )
     if not units:
         raise ValueError(f"step {progress.step + 1} has no scored token; check --data_path")
+    told = Told(run, [b.rows for b in batches], units, tokens)
     seed_step(cfg.seed, progress.step, runtime.rank)
     losses, load, facts = [], 0, {}
     for i, batch in enumerate(batches):
@@ -117,19 +134,17 @@ def step(run, model, batches, stop=None):
     norm = parallel.in_full(torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip or math.inf)).float()
     losses = torch.stack(losses)
     sums = parallel.total(torch.stack([losses.sum(), *facts.values()]), runtime)
-    told = Told(run, [b.rows for b in batches], units, norm, sums, losses, load, list(facts))
     move(run, good=norm.isfinite() & sums[0].isfinite(), load=load)
     progress.step += 1
-    progress.tokens += int(tokens)
-    if run.average:
-        run.average.update(run.model, progress.step)
+    told.send(norm, sums, losses, load, list(facts))
     return told
 
 
 def move(run, good, load):
-    """Moves the weights and the routers' biases, and nothing of them where `good`, a 0-d bool tensor, is False.
+    """Moves the weights, their mean and the routers' biases, and nothing of them where `good`, 0-d bool, is False.
 
-    fp16 overflow: the whole step is skipped, as each optimizer by itself would see only its own gradients.
+    The loss scaler alone takes note of a bad gradient: it halves its factor. After an fp16 overflow the whole step is
+    skipped, as each optimizer by itself would see only its own gradients.
     """
     set_learning_rate(run.optimizers, run.cfg.learning_rate * lr_now(run))
     bad = 1.0 - good.float()
@@ -143,6 +158,8 @@ def move(run, good, load):
         for layer, of_layer in zip(run.model.layers, parallel.total(load, run.runtime)):
             if layer.feed_forward.gate.weight.requires_grad:  # an adapter leaves the base as it is
                 layer.feed_forward.gate.rebalance(of_layer * good)  # a load of zeros is even
+    if run.average:
+        run.average.update(run.model, run.progress.step + 1, good)
 
 
 def forget_gradients(run):
