@@ -21,7 +21,7 @@ def main(argv=None):
     parser = args.make_parser(__doc__)
     args.add_flag(parser, "model", required=True, help="the checkpoint of the run")
     args.add_flag(parser, "data", required=True, help="what text it was trained on, a few words")
-    args.add_flag(parser, "name", required=True, help="name of the curve, mostly the preset's")
+    args.add_flag(parser, "name", required=True, help="the preset's, or with more behind it (small_large_steps)")
     typed = parser.parse_args(argv)
     path = Path(typed.model)
     if not path.with_suffix(".json").is_file():

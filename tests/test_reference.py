@@ -56,11 +56,14 @@ def test_a_run_with_steps_of_another_size_is_not_compared(tokens, compared):
 def test_only_a_run_of_the_same_shape_stage_and_tokenizer_is_compared(tmp_path, monkeypatch):
     cfg = config_for("tiny")
     shape = {name: getattr(cfg, name) for name in reference.SHAPE}
-    (tmp_path / "a.json").write_text(json.dumps({**CURVE, "shape": shape, "tokenizer_hash": "x"}), encoding="utf-8")
+    for name, tokens in (("a", 1000), ("b", 50_000)):
+        curve = {**CURVE, "shape": shape, "tokenizer_hash": "x", "tokens_per_step": tokens}
+        (tmp_path / f"{name}.json").write_text(json.dumps(curve), encoding="utf-8")
     monkeypatch.setattr(reference, "FOLDER", tmp_path)
-    assert reference_for(cfg, "pretrain", "x")["file"] == "a.json"
+    found = [reference_for(cfg, "pretrain", "x", tokens)["file"] for tokens in (1, 7000, 7100, 10**9)]
+    assert found == ["a.json", "a.json", "b.json", "b.json"]  # sqrt(1,000 x 50,000) = 7,071
     others = [(cfg, "full_sft", "x"), (cfg, "pretrain", "y"), (config_for("small"), "pretrain", "x")]
-    assert not any(reference_for(*other) for other in others)
+    assert not any(reference_for(*other, 1000) for other in others)
 
 
 def test_a_run_becomes_a_curve_that_its_own_repetition_tracks(tmp_path, monkeypatch, capsys):
@@ -103,8 +106,9 @@ def test_the_recorded_curves_are_of_presets_and_the_projects_own_tokenizer():
     assert files
     for file in files:
         curve = json.loads(file.read_text(encoding="utf-8"))
-        cfg = config_for(file.stem)
-        assert file.stem in PRESETS and curve["shape"] == {n: getattr(cfg, n) for n in reference.SHAPE}
+        preset = file.stem.partition("_")[0]  # behind it, what is special
+        cfg = config_for(preset)
+        assert preset in PRESETS and curve["shape"] == {n: getattr(cfg, n) for n in reference.SHAPE}
         assert curve["tokenizer_hash"] == load_tokenizer().hash
         assert curve["tokens_per_step"] <= curve["tokens"][0]
         assert curve["val_loss"][0] < math.log(6400) and sorted(curve["tokens"]) == curve["tokens"]

@@ -59,7 +59,7 @@ def fit(model, runtime, cfg, stage, tokenizer, data, loss_fn=language_model_loss
             "To train more, raise --epochs or --max_steps; to start over: --fresh"
         )
         return run.progress
-    curve = None if cfg.init_from else reference_for(model.cfg, stage, tokenizer.hash)
+    curve = None if cfg.init_from else reference_for(model.cfg, stage, tokenizer.hash, run.tokens_per_step)
     run.reference = curve if curve and like_steps(curve, run.tokens_per_step) else None
     describe_run(run, curve)
     compiled, reason = choose_compile(cfg.compile, runtime.device, run.total)

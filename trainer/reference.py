@@ -2,6 +2,7 @@
 
 import bisect
 import json
+import math
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "reference"
@@ -11,22 +12,21 @@ BAND = 0.08  # other text, rates and row lengths move a normal loss by this shar
 STEPS_ALIKE = 2  # times as many tokens a step: of a larger step a token teaches less
 
 
-def reference_for(cfg, stage, tokenizer_hash):
-    """The recorded curve that a pretraining run can be compared with, or None.
+def reference_for(cfg, stage, tokenizer_hash, tokens_per_step):
+    """The recorded curve that a pretraining run can be compared with, or None. Of several the one of most alike steps.
 
     Args:
         cfg: an LMConfig.
         stage: 'pretrain'; other stages start from models that differ.
         tokenizer_hash: a loss per token means little under another tokenizer.
+        tokens_per_step: positions in the rows of one optimizer step.
     """
     if stage != "pretrain":
         return None
     own = {name: getattr(cfg, name) for name in SHAPE}
-    for file in sorted(FOLDER.glob("*.json")):
-        curve = json.loads(file.read_text(encoding="utf-8"))
-        if curve["shape"] == own and curve["tokenizer_hash"] == tokenizer_hash:
-            return {**curve, "file": file.name}
-    return None
+    curves = [{**json.loads(f.read_text(encoding="utf-8")), "file": f.name} for f in sorted(FOLDER.glob("*.json"))]
+    curves = [c for c in curves if c["shape"] == own and c["tokenizer_hash"] == tokenizer_hash]
+    return min(curves, key=lambda c: abs(math.log(tokens_per_step / c["tokens_per_step"])), default=None)
 
 
 def like_steps(curve, tokens_per_step):
