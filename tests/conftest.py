@@ -52,6 +52,14 @@ def tokenizer_dir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_dir):
+    """That tokenizer, opened as the scripts do."""
+    from model.chat import load_tokenizer
+
+    return load_tokenizer(tokenizer_dir)
+
+
 @pytest.fixture
 def small_files():
     """A context in which the operating system refuses to let any file grow beyond so many bytes."""

@@ -23,11 +23,6 @@ from trainer.checkpoint import describe
 from trainer.config import LoRAConfig
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_dir):
-    return load_tokenizer(tokenizer_dir)
-
-
 @pytest.fixture
 def conversation(tokenizer):
     torch.manual_seed(3)

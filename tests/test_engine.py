@@ -8,7 +8,6 @@ import torch
 from inference.engine import Engine, Sampling, generate, stream_text
 from inference.request import Request
 from inference.text import TextStream
-from model.chat import load_tokenizer
 from model.kv_cache import KVCache, SlotCache
 from model.LMConfig import LMConfig
 from model.model import Transformer
@@ -25,11 +24,6 @@ def large(vocab_size, moe=False, context=48):
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.3)
     return model
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_dir):
-    return load_tokenizer(tokenizer_dir)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["dense", "moe"])

@@ -7,15 +7,9 @@ import torch
 
 from inference.engine import Engine, generate, next_logits
 from inference.graphs import Recorded
-from model.chat import load_tokenizer
 from tests.test_engine import Heard, finished, greedy, large, prompts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_dir):
-    return load_tokenizer(tokenizer_dir)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["dense", "moe"])

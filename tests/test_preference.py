@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.batch import collate_pairs
-from model.chat import DEFAULT_TOKENIZER, load_tokenizer
+from model.chat import DEFAULT_TOKENIZER
 from model.dataset import DPODataset
 from model.labels import IGNORE
 from model.LMConfig import LMConfig
@@ -28,11 +28,6 @@ from trainer.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 SHAPE = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 160}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_dir):
-    return load_tokenizer(tokenizer_dir)
 
 
 def transformer(tokenizer, seed, **shape):

@@ -27,11 +27,6 @@ from model.chat import load_tokenizer
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_dir):
-    return load_tokenizer(tokenizer_dir)
-
-
 # ---- text ----------------------------------------------------------------------------------------------------------
 LETTERS = st.text("ab。", max_size=12)
 STOPS = st.lists(st.text("ab。", min_size=1, max_size=4), max_size=3)

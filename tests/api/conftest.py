@@ -4,14 +4,9 @@ import openai
 import pytest
 import torch
 
-from model.chat import ChatTokenizer, load_tokenizer
+from model.chat import ChatTokenizer
 from tests.api.serving import KEY, served
 from tests.test_engine import large
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_dir):
-    return load_tokenizer(tokenizer_dir)
 
 
 @pytest.fixture(scope="module")
