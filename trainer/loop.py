@@ -1,7 +1,7 @@
 """How anything here is trained.
 
-fit() = rows in a fixed random order → step.py for each step's → log, save, validate. Stages differ in model, data and
-loss function, which come from the numbered scripts.
+fit() = rows in a fixed random order → a step (step.py, where the only backward() is) → log, save, validate. Stages
+differ in model, data and loss function, which come from the numbered scripts.
 """
 
 import itertools
@@ -110,8 +110,7 @@ class Training:
         run, cfg = self.run, self.run.cfg
         self.model.train()
         if (cfg.init_from and run.progress.step == 0) or run.progress.step >= run.total:
-            # what the stage starts from, so that one sees what it changes; or what a run killed after its last save
-            # lacks
+            # what the stage starts from, to see what it changes; or what a run killed after its last save lacks
             log_validation(run, self.log, self.stop)
         while run.progress.step < run.total:
             try:
