@@ -9,7 +9,7 @@ from inference.engine import Engine, Sampling, generate
 from inference.request import Request
 from model.int8 import rounded, to_int8
 from model.lora import Adapter, add_lora
-from tests.test_engine import large, tokenizer  # noqa: F401 a fixture
+from tests.test_engine import large
 
 IDS = torch.tensor([[1, 9, 30, 41, 7, 200]])
 
