@@ -54,7 +54,7 @@ def test_an_adapter_is_in_the_rounded_weights():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_many_at_once_write_what_one_writes(tokenizer, dtype):  # noqa: F811
+def test_many_at_once_write_what_one_writes(tokenizer, dtype):
     model = to_int8(large(tokenizer.vocab_size).to(dtype))
     sampling = Sampling(temperature=0, max_new_tokens=12)
     requests = [Request([1, 9 + i, 30], sampling, lambda event: None) for i in range(3)]
@@ -68,7 +68,7 @@ def test_many_at_once_write_what_one_writes(tokenizer, dtype):  # noqa: F811
         assert request.text[3:] == list(generate(model, request.ids, sampling, (tokenizer.eos_id,)))
 
 
-def test_adapters_cannot_change_under_it(tokenizer):  # noqa: F811
+def test_adapters_cannot_change_under_it(tokenizer):
     conversation = Conversation(to_int8(large(tokenizer.vocab_size)), tokenizer, Sampling())
     for command in ("/lora x", "/lora off"):
         with pytest.raises(ValueError, match="without --int8"):
